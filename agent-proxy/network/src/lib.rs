@@ -1,0 +1,1 @@
+//! The pod network: inspect a network namespace, VXLAN, both ends; netlink only.

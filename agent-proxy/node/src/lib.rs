@@ -1,0 +1,1 @@
+//! The node daemon: hypervisor service, claims, attest and Bind, pod network.

@@ -1,0 +1,3 @@
+//! The node daemon: hypervisor service, claims, attest and Bind, pod network.
+
+fn main() {}

@@ -1,0 +1,1 @@
+//! ttrpc definitions and generated code: hypervisor, agent, health, node; no logic.

@@ -1,0 +1,1 @@
+//! Attested, resumable TLS stream, both ends; knows no evidence format.

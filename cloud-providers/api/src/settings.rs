@@ -1,0 +1,3 @@
+//! Provider settings as an operator writes them: serde types only, one module a cloud.
+
+pub mod local;

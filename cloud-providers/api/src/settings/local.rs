@@ -1,0 +1,70 @@
+//! Settings of the local provider.
+
+use std::net::Ipv4Addr;
+use std::path::PathBuf;
+
+use serde::{Deserialize, Serialize};
+
+use crate::Mib;
+
+/// Settings of the local provider, table `[provider.local]`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct LocalSettings {
+    /// How machines are made.
+    pub level: Level,
+    /// Must be true for `level = "sandbox"`: such a machine shares the host's kernel and isolates nothing.
+    #[serde(default)]
+    pub insecure_sandbox: bool,
+    /// Folder with `vmlinux`, `initrd` and `manifest.json` (level `qemu`), or the guest binary's path (level `sandbox`).
+    pub image: PathBuf,
+    /// Where machines keep their files; one folder a machine.
+    pub state_dir: PathBuf,
+    /// The bridge that the provider creates and owns.
+    #[serde(default = "default_bridge")]
+    pub bridge: String,
+    /// The bridge's own address; machines get the others of its /24.
+    #[serde(default = "default_gateway")]
+    pub gateway: Ipv4Addr,
+    /// Size of each machine's scratch disk (sparse).
+    #[serde(default = "default_scratch")]
+    pub scratch_mib: Mib,
+    /// QEMU accelerator: `auto` boots a canary with KVM once and falls back to TCG.
+    #[serde(default)]
+    pub accelerator: Accelerator,
+}
+
+/// How a local machine is made.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Level {
+    /// A QEMU microvm that boots the pod VM image directly.
+    Qemu,
+    /// Linux namespaces and the guest binary, for tests.
+    Sandbox,
+}
+
+/// What QEMU executes guest code with.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Accelerator {
+    /// KVM when a canary boot works, else TCG.
+    #[default]
+    Auto,
+    /// KVM or fail.
+    Kvm,
+    /// Software emulation.
+    Tcg,
+}
+
+fn default_bridge() -> String {
+    "peerpods0".to_owned()
+}
+
+fn default_gateway() -> Ipv4Addr {
+    Ipv4Addr::new(10, 93, 0, 1)
+}
+
+fn default_scratch() -> Mib {
+    Mib(8192)
+}

@@ -1,0 +1,1 @@
+//! Local machines (QEMU, namespaces) and the provider that launches pod VMs on them.

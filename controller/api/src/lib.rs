@@ -1,0 +1,1 @@
+//! Domain types, states, class and configuration grammar of the control plane; no IO.

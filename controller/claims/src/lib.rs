@@ -1,0 +1,1 @@
+//! The service nodes call: claim, watch, release; proto, conversions, client.

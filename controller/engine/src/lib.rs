@@ -1,0 +1,1 @@
+//! Planner (pure), driver and sweeper over the Journal and a cloud provider.

@@ -1,0 +1,3 @@
+//! The controller: wiring, redb Journal, binder CA, metrics.
+
+fn main() {}

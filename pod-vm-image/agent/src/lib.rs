@@ -1,0 +1,1 @@
+//! The Kata agent protocol and the container runner.

@@ -1,0 +1,1 @@
+//! Collects evidence inside the pod VM; guest only.

@@ -1,0 +1,1 @@
+//! Evidence formats, initdata digest and verifiers; pure, time as an argument.

@@ -1,0 +1,3 @@
+//! The guest: one binary, three roles: init, agent, runner.
+
+fn main() {}

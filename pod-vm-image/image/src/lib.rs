@@ -1,0 +1,1 @@
+//! Pull, verify and unpack OCI images within a memory budget; takes a ResourceSource, knows no broker.

@@ -1,0 +1,1 @@
+//! The pod VM image: pins, kernel, initrd, UKI, measurements.

@@ -1,0 +1,3 @@
+//! The pod VM image: pins, kernel, initrd, UKI, measurements.
+
+fn main() {}

@@ -1,0 +1,3 @@
+//! Benchmarks against the budgets, each with its baseline.
+
+fn main() {}

@@ -1,0 +1,3 @@
+//! cargo xtask: demo, test, image, bench, soak, check.
+
+fn main() {}
