@@ -1,0 +1,92 @@
+//! What jobs run: our binaries, in the profile that each job wants, and the pod VM image.
+
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use crate::packages;
+use crate::stage::{Stages, output, run};
+
+/// The one target: static x86-64 Linux, set in `.cargo/config.toml`.
+const TARGET: &str = "x86_64-unknown-linux-gnu";
+
+const IMAGE_HELP: &str = "\
+Build the pod VM image: kernel, initrd, UKI, manifest.
+
+Usage: cargo xtask image [--release] [--out DIR]
+
+  --release   refuse an image whose inputs are not the pinned ones
+  --out DIR   where it goes (default: podvm-image in the target folder)
+
+The image's inputs are pinned by digest in pod-vm-image/recipe/pins.toml.
+";
+
+/// `cargo xtask image`.
+pub(crate) fn image_command(args: &[String]) -> Result<(), String> {
+    let Some(options) = crate::parse(args, IMAGE_HELP, &["--release"], &["--out"])? else { return Ok(()) };
+    let mut stages = Stages::new();
+    stages.run("packages", || packages::ensure(&[packages::BUILD, packages::IMAGE]))?;
+    let out = options.value("--out").map_or_else(image_folder, |out| Ok(PathBuf::from(out)))?;
+    image(&mut stages, &out, options.has("--release"))
+}
+
+/// Builds the guest and packs the image into `out`.
+pub(crate) fn image(stages: &mut Stages, out: &Path, is_release: bool) -> Result<(), String> {
+    stages.run("build the guest and the recipe", || build("ship", &["peerpods-guest", "peerpods-recipe"], &[]))?;
+    stages.run("build the pod VM image", || {
+        let mut recipe = Command::new(binary("ship", "peerpods-recipe")?);
+        recipe.arg("build").arg("--guest").arg(binary("ship", "peerpods-guest")?).arg("--out").arg(out);
+        if is_release {
+            recipe.arg("--release");
+        }
+        run(&mut recipe)
+    })
+}
+
+/// Where the image goes unless somebody asks otherwise.
+pub(crate) fn image_folder() -> Result<PathBuf, String> {
+    Ok(target_folder()?.join("podvm-image"))
+}
+
+/// Builds packages (all binaries of each) in a profile.
+pub(crate) fn build(profile: &str, packages: &[&str], features: &[&str]) -> Result<(), String> {
+    let mut cargo = cargo();
+    cargo.args(["build", "--locked", "--profile", profile, "--bins"]);
+    for package in packages {
+        cargo.args(["--package", package]);
+    }
+    if !features.is_empty() {
+        cargo.args(["--features", &features.join(",")]);
+    }
+    run(&mut cargo)
+}
+
+/// The path of one of our binaries.
+pub(crate) fn binary(profile: &str, name: &str) -> Result<PathBuf, String> {
+    let folder = if profile == "dev" { "debug" } else { profile };
+    Ok(target_folder()?.join(TARGET).join(folder).join(name))
+}
+
+/// The folder of binaries of a profile.
+pub(crate) fn folder(profile: &str) -> Result<PathBuf, String> {
+    binary(profile, ".").map(|p| p.components().collect())
+}
+
+/// Cargo, as it was called itself.
+pub(crate) fn cargo() -> Command {
+    let mut cargo = Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
+    cargo.current_dir(root());
+    cargo
+}
+
+/// The workspace's folder.
+pub(crate) fn root() -> PathBuf {
+    let here = Path::new(env!("CARGO_MANIFEST_DIR"));
+    here.ancestors().nth(2).unwrap_or(here).to_path_buf()
+}
+
+fn target_folder() -> Result<PathBuf, String> {
+    let metadata = output(cargo().args(["metadata", "--format-version=1", "--no-deps", "--locked"]))?;
+    let metadata: serde_json::Value = serde_json::from_str(&metadata).map_err(|e| format!("cargo metadata: {e}"))?;
+    let folder = metadata["target_directory"].as_str().ok_or("cargo metadata names no target_directory")?;
+    Ok(PathBuf::from(folder))
+}

@@ -1,0 +1,42 @@
+//! `cargo xtask demo`: build what the demo runs, then run it.
+
+use std::process::Command;
+
+use crate::stage::{self, Stages};
+use crate::{binaries, packages};
+
+const HELP: &str = "\
+Run a peer pod end to end on this machine and show what happens.
+
+Usage: cargo xtask demo [--keep]
+
+  --keep   leave everything running and print three commands to try; Ctrl-C or Enter cleans up
+
+It builds a pod VM image, starts a registry, the controller and the node daemon, asks for a peer pod as a Kata shim
+would, boots a real VM with QEMU, attests and binds it, pulls an OCI image inside the VM, runs its containers, and
+removes everything. Everything happens in a network namespace of its own; it needs root.
+";
+
+/// Runs the demo on what was built.
+fn run_demo_binary(keep: bool) -> Result<(), String> {
+    let mut demo = Command::new(binaries::binary("ship", "peerpods-demo")?);
+    demo.env("PEERPODS_BINARIES", binaries::folder("ship")?).env("PEERPODS_IMAGE", binaries::image_folder()?);
+    if keep {
+        demo.arg("--keep");
+    }
+    stage::run(&mut demo)
+}
+
+/// `cargo xtask demo`.
+pub(crate) fn run(args: &[String]) -> Result<(), String> {
+    let Some(options) = crate::parse(args, HELP, &["--keep"], &[])? else { return Ok(()) };
+    println!("Peerpods demo: a pod's containers in a pod VM of their own.");
+    println!("The first run compiles everything and fetches a Debian kernel: some minutes. Later runs take seconds.");
+    let mut stages = Stages::new();
+    stages.run("packages", || packages::ensure(&[packages::BUILD, packages::IMAGE, packages::RUN]))?;
+    binaries::image(&mut stages, &binaries::image_folder()?, false)?;
+    stages.run("build the controller, the node daemon and the demo", || {
+        binaries::build("ship", &["peerpods-controller", "peerpods-node", "peerpods-link", "peerpods-e2e"], &[])
+    })?;
+    stages.run("demo", || run_demo_binary(options.has("--keep")))
+}

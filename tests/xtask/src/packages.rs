@@ -1,0 +1,72 @@
+//! System packages: installed from Debian when root, else the one line to run is printed.
+
+use std::path::Path;
+use std::process::Command;
+
+use crate::stage::{output, run};
+
+/// A Debian package and why it is needed.
+pub(crate) struct Package {
+    /// The package's name.
+    pub(crate) name: &'static str,
+    /// A file that is there when the package is; asking dpkg would be slower and says less.
+    pub(crate) probe: &'static str,
+    /// Shown to the person whose machine it is installed on.
+    pub(crate) why: &'static str,
+}
+
+/// What building a static binary with C parts needs.
+pub(crate) const BUILD: &[Package] = &[
+    Package { name: "gcc", probe: "/usr/bin/gcc", why: "links binaries and compiles the C parts of aws-lc" },
+    Package { name: "libc6-dev", probe: "/usr/lib/x86_64-linux-gnu/libc.a", why: "static C library" },
+    Package { name: "make", probe: "/usr/bin/make", why: "builds C parts of crates" },
+];
+
+/// What the pod VM image is made with.
+pub(crate) const IMAGE: &[Package] = &[
+    Package { name: "binutils", probe: "/usr/bin/strip", why: "strips kernel modules" },
+    Package { name: "dpkg", probe: "/usr/bin/dpkg-deb", why: "unpacks Debian packages" },
+    Package { name: "xz-utils", probe: "/usr/bin/xz", why: "unpacks kernel modules" },
+    Package { name: "zstd", probe: "/usr/bin/zstd", why: "unpacks the kernel" },
+    Package { name: "debian-archive-keyring", probe: "/usr/share/keyrings/debian-archive-keyring.gpg", why: "verifies Debian's archive" },
+];
+
+/// What running a pod in a pod VM here needs.
+pub(crate) const RUN: &[Package] = &[
+    Package { name: "qemu-system-x86", probe: "/usr/bin/qemu-system-x86_64", why: "the pod VM" },
+    Package { name: "iproute2", probe: "/usr/sbin/ip", why: "network namespaces of the demo and the tests" },
+    Package { name: "docker-registry", probe: "/usr/bin/docker-registry", why: "a real registry to pull from" },
+    Package { name: "busybox-static", probe: "/usr/bin/busybox", why: "content of the demo's and tests' container images" },
+];
+
+/// What only tests need.
+pub(crate) const TEST: &[Package] = &[
+    Package { name: "e2fsprogs", probe: "/usr/sbin/e2fsck", why: "checks the file system that the guest makes" },
+    Package { name: "nftables", probe: "/usr/sbin/nft", why: "an independent view of packet filters" },
+    Package { name: "apache2-utils", probe: "/usr/bin/htpasswd", why: "passwords of a registry that asks for them" },
+];
+
+/// Makes sure that all of these are there.
+pub(crate) fn ensure(groups: &[&[Package]]) -> Result<(), String> {
+    let missing: Vec<&Package> = groups.iter().flat_map(|g| g.iter()).filter(|p| !Path::new(p.probe).exists()).collect();
+    if missing.is_empty() {
+        return Ok(());
+    }
+    println!("needed from Debian:");
+    for package in &missing {
+        println!("  {:24} {}", package.name, package.why);
+    }
+    let names: Vec<&str> = missing.iter().map(|p| p.name).collect();
+    if output(Command::new("id").arg("-u"))?.trim() != "0" {
+        return Err(format!("run this, then try again:\n  sudo apt-get install --no-install-recommends {}", names.join(" ")));
+    }
+    run(Command::new("apt-get").args(["-q", "update"]))?;
+    run(Command::new("apt-get")
+        .env("DEBIAN_FRONTEND", "noninteractive")
+        .args(["-q", "-y", "--no-install-recommends", "install"])
+        .args(&names))?;
+    match missing.iter().find(|p| !Path::new(p.probe).exists()) {
+        None => Ok(()),
+        Some(p) => Err(format!("package {} is installed but {} is missing", p.name, p.probe)),
+    }
+}
