@@ -1,1 +1,40 @@
 //! Pull, verify and unpack OCI images within a memory budget; takes a ResourceSource, knows no broker.
+//!
+//! The registry, the network and every byte of an image are hostile until a digest says otherwise. What this crate owns:
+//!
+//! * [`Store`]: a folder on the scratch disk. A layer is unpacked in `tmp/` and renamed into `layers/` only after the digest of
+//!   its compressed stream *and* its diff_id matched. A process that dies half way leaves something in `tmp/` only, which the next
+//!   [`Store::open`] throws away.
+//! * [`Store::pull`]: reference -> manifest -> configuration -> layers. Bytes go from the socket through a bounded channel to a
+//!   blocking thread that inflates, hashes and writes; no buffer grows with the image.
+//! * [`Store::mount`]: an overlay of an image's layers with an upper folder on the scratch disk.
+//!
+//! Concurrent pulls that need the same layer wait for one download. Dropping a pull's future stops its download, and the
+//! unpacking thread then removes what it wrote.
+//!
+//! What it does not do yet: zstd layers (a typed error), encrypted layers, signatures, resuming a broken download.
+
+mod auth;
+mod digest;
+mod download;
+mod error;
+mod limits;
+mod manifest;
+mod mount;
+mod policy;
+mod pull;
+mod registries;
+mod resource;
+mod store;
+mod transport;
+mod unpack;
+
+pub use auth::{AuthError, RegistryAuths};
+pub use digest::{Digest, DigestError};
+pub use error::{LayerError, MountError, OpenError, PullError};
+pub use limits::Limits;
+pub use policy::PullPolicy;
+pub use pull::{LayerProgress, Progress, PulledImage};
+pub use registries::{Registries, RegistriesError};
+pub use resource::{ResourceError, ResourceSource};
+pub use store::{Store, StoreConfig};

@@ -1,1 +1,23 @@
-//! End-to-end tests and the demo over real processes.
+//! What end-to-end tests, the demo and long runs have in common: a world of real processes.
+//!
+//! A [`World`] is one node on this machine: a network namespace with a controller, a node daemon, a registry and a
+//! bridge that pods are attached to as a CNI plugin would. [`KataShim`] asks for peer pods as Kata's Rust shim does.
+//! Everything is removed when the world is dropped; [`Leftovers`] asks the kernel whether that is true.
+
+mod condition;
+mod image;
+mod kata;
+mod leftovers;
+mod netns;
+mod process;
+mod registry;
+mod world;
+
+pub use condition::{eventually, eventually_async};
+pub use image::{Image, Layer};
+pub use kata::{ContainerIo, ContainerRequest, KataShim};
+pub use leftovers::Leftovers;
+pub use netns::{Netns, PodNetns};
+pub use process::Process;
+pub use registry::Registry;
+pub use world::{Level, World, WorldOptions, binaries_folder, image_folder};

@@ -1,0 +1,128 @@
+//! Container images made from Debian's busybox, as bytes of the OCI image format.
+
+use std::io::Write as _;
+
+use anyhow::{Context, Result};
+use flate2::Compression;
+use flate2::write::GzEncoder;
+use sha2::{Digest as _, Sha256};
+
+/// A gzip layer and the digest of its content.
+pub struct Layer {
+    /// The compressed layer.
+    pub gzip: Vec<u8>,
+    /// `sha256:…` of the uncompressed tar.
+    pub diff_id: String,
+}
+
+/// An image ready to be pushed.
+pub struct Image {
+    /// Bottom first.
+    pub layers: Vec<Layer>,
+    /// The command of its configuration.
+    pub command: Vec<String>,
+}
+
+/// Applets that images of the tests use.
+const APPLETS: &[&str] = &[
+    "cat", "chmod", "cp", "dd", "echo", "env", "false", "grep", "head", "hostname", "httpd", "id", "ip", "kill", "ls", "mkdir", "mount",
+    "nc", "ping", "printf", "ps", "rm", "route", "seq", "sh", "sleep", "stat", "stty", "tail", "tar", "test", "touch", "tr", "true",
+    "usleep", "wc", "wget", "yes",
+];
+
+impl Image {
+    /// Busybox with its applets, and the given extra files.
+    pub fn busybox(files: &[(&str, &[u8])]) -> Result<Self> {
+        let busybox = std::fs::read("/usr/bin/busybox").or_else(|_| std::fs::read("/bin/busybox")).context("Debian package busybox-static")?;
+        let mut base = Builder::new();
+        for folder in ["bin", "etc", "proc", "sys", "dev", "tmp", "root", "www"] {
+            base.folder(folder)?;
+        }
+        base.file("bin/busybox", 0o755, &busybox)?;
+        for applet in APPLETS {
+            base.link(&format!("bin/{applet}"), "busybox")?;
+        }
+        base.file("etc/passwd", 0o644, b"root:x:0:0:root:/root:/bin/sh\nuser:x:1000:1000::/:/bin/sh\n")?;
+        base.file("etc/group", 0o644, b"root:x:0:\nuser:x:1000:\n")?;
+        let mut layers = vec![base.finish()?];
+        if !files.is_empty() {
+            let mut extra = Builder::new();
+            for (path, content) in files {
+                extra.file(path, 0o644, content)?;
+            }
+            layers.push(extra.finish()?);
+        }
+        Ok(Self { layers, command: vec!["/bin/sh".to_owned()] })
+    }
+
+    /// One layer with one file of `bytes` incompressible bytes on top of busybox.
+    pub fn bulky(bytes: usize) -> Result<Self> {
+        let mut image = Self::busybox(&[])?;
+        let mut content = Vec::with_capacity(bytes);
+        let mut block = Sha256::digest(b"peerpods").to_vec();
+        while content.len() < bytes {
+            block = Sha256::digest(&block).to_vec();
+            content.extend_from_slice(&block);
+        }
+        content.truncate(bytes);
+        let mut layer = Builder::new();
+        layer.file("bulk", 0o644, &content)?;
+        image.layers.push(layer.finish()?);
+        Ok(image)
+    }
+
+    /// The configuration object.
+    pub fn config(&self) -> Vec<u8> {
+        let diff_ids: Vec<&str> = self.layers.iter().map(|l| l.diff_id.as_str()).collect();
+        let config = serde_json::json!({
+            "architecture": "amd64",
+            "os": "linux",
+            "config": { "Cmd": self.command, "Env": ["PATH=/bin"], "WorkingDir": "/" },
+            "rootfs": { "type": "layers", "diff_ids": diff_ids },
+        });
+        config.to_string().into_bytes()
+    }
+}
+
+/// `sha256:…` of some bytes.
+pub(crate) fn digest(bytes: &[u8]) -> String {
+    format!("sha256:{}", hex::encode(Sha256::digest(bytes)))
+}
+
+struct Builder(tar::Builder<Vec<u8>>);
+
+impl Builder {
+    fn new() -> Self {
+        Self(tar::Builder::new(Vec::new()))
+    }
+
+    fn folder(&mut self, path: &str) -> Result<()> {
+        let mut header = tar::Header::new_gnu();
+        header.set_entry_type(tar::EntryType::Directory);
+        header.set_mode(if path == "tmp" { 0o1777 } else { 0o755 });
+        header.set_size(0);
+        Ok(self.0.append_data(&mut header, format!("{path}/"), std::io::empty())?)
+    }
+
+    fn file(&mut self, path: &str, mode: u32, content: &[u8]) -> Result<()> {
+        let mut header = tar::Header::new_gnu();
+        header.set_mode(mode);
+        header.set_size(content.len() as u64);
+        Ok(self.0.append_data(&mut header, path, content)?)
+    }
+
+    fn link(&mut self, path: &str, target: &str) -> Result<()> {
+        let mut header = tar::Header::new_gnu();
+        header.set_entry_type(tar::EntryType::Symlink);
+        header.set_mode(0o777);
+        header.set_size(0);
+        Ok(self.0.append_link(&mut header, path, target)?)
+    }
+
+    fn finish(self) -> Result<Layer> {
+        let tar = self.0.into_inner()?;
+        let mut gzip = GzEncoder::new(Vec::new(), Compression::fast());
+        gzip.write_all(&tar)?;
+        Ok(Layer { gzip: gzip.finish()?, diff_id: digest(&tar) })
+    }
+}

@@ -1,0 +1,314 @@
+//! One node on this machine: its namespace, registry, controller and node daemon, with files in a folder of its own.
+
+use std::net::Ipv4Addr;
+use std::os::unix::fs::MetadataExt as _;
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::time::Duration;
+
+use anyhow::{Context as _, Result, bail};
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
+
+use crate::{KataShim, Netns, PodNetns, Process, Registry, eventually};
+
+/// How pod VMs are made in a world.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Level {
+    /// QEMU boots the pod VM image.
+    Qemu,
+    /// Namespaces of this kernel run the guest binary.
+    Sandbox,
+}
+
+/// What a world is made of.
+#[derive(Debug, Clone)]
+pub struct WorldOptions {
+    /// How pod VMs are made.
+    pub level: Level,
+    /// Extra lines for the controller's configuration.
+    pub controller_extra: String,
+    /// Extra lines for the node's configuration.
+    pub node_extra: String,
+}
+
+impl WorldOptions {
+    /// A world at this level with nothing unusual.
+    pub fn new(level: Level) -> Self {
+        Self { level, controller_extra: String::new(), node_extra: String::new() }
+    }
+}
+
+/// A running node.
+pub struct World {
+    // Order matters: fields are dropped from the top, the namespace last but the folder.
+    node: Option<Process>,
+    controller: Option<Process>,
+    registry: Registry,
+    pods: Vec<PodNetns>,
+    netns: Netns,
+    folder: tempfile::TempDir,
+    next_pod: u16,
+}
+
+/// The bridge's address in every world; each has a namespace of its own.
+const VM_GATEWAY: Ipv4Addr = Ipv4Addr::new(10, 93, 0, 1);
+
+static NEXT_WORLD: AtomicU32 = AtomicU32::new(0);
+
+impl World {
+    /// Starts everything and waits until it serves.
+    pub fn start(options: &WorldOptions) -> Result<Self> {
+        let netns = Netns::create(&format!("pp{}-{}", std::process::id(), NEXT_WORLD.fetch_add(1, Ordering::Relaxed)))?;
+        PodNetns::prepare_node(&netns)?;
+        let folder = tempfile::Builder::new().prefix("pp").tempdir()?;
+        let registry = Registry::start(&netns, folder.path())?;
+        std::fs::write(folder.path().join("controller.toml"), controller_config(folder.path(), options)?)?;
+        std::fs::write(folder.path().join("node.toml"), node_config(folder.path(), options))?;
+        let mut world = Self { node: None, controller: None, registry, pods: Vec::new(), netns, folder, next_pod: 2 };
+        world.start_controller()?;
+        world.start_node()?;
+        Ok(world)
+    }
+
+    /// The node's namespace.
+    pub fn netns(&self) -> &Netns {
+        &self.netns
+    }
+
+    /// The registry.
+    pub fn registry(&self) -> &Registry {
+        &self.registry
+    }
+
+    /// How pod VMs name the registry.
+    pub fn registry_host(&self) -> String {
+        format!("{VM_GATEWAY}:{}", self.registry.port())
+    }
+
+    /// Initdata that lets the guest pull from the world's registry without TLS.
+    pub fn initdata(&self) -> String {
+        format!(
+            "algorithm = \"sha384\"\nversion = \"0.1.0\"\n\n[data]\n\"cdh.toml\" = '''\n[image]\n[[image.registry_config.registry]]\nlocation = \"{}\"\ninsecure = true\n'''\n",
+            self.registry_host()
+        )
+    }
+
+    /// The folder of logs, sockets and state.
+    pub fn folder(&self) -> &Path {
+        self.folder.path()
+    }
+
+    /// The hypervisor service's socket.
+    pub fn hypervisor_socket(&self) -> PathBuf {
+        self.folder.path().join("hypervisor.sock")
+    }
+
+    /// Attaches one more pod's namespace to the node, as CNI does before the shim is asked for a sandbox.
+    pub fn add_pod(&mut self) -> Result<&PodNetns> {
+        let pod = PodNetns::create(&self.netns, self.next_pod)?;
+        self.next_pod += 1;
+        self.pods.push(pod);
+        self.pods.last().context("just pushed")
+    }
+
+    /// Removes a pod's namespace, as CNI does after the sandbox is gone.
+    pub fn remove_pod(&mut self, address: Ipv4Addr) {
+        self.pods.retain(|pod| pod.address() != address);
+    }
+
+    /// A shim for a new sandbox.
+    pub fn shim(&self, name: &str, seed: u64) -> KataShim {
+        KataShim::new(&self.hypervisor_socket(), name, seed)
+    }
+
+    /// Starts the controller and waits for its socket.
+    pub fn start_controller(&mut self) -> Result<()> {
+        let binary = binaries_folder()?.join("peerpods-controller");
+        let mut command = self.netns.command(binary);
+        command.args(["run", "--config"]).arg(self.folder.path().join("controller.toml"));
+        let mut process = Process::start("controller", self.folder.path(), &mut command)?;
+        wait_for_socket(&mut process, &self.folder.path().join("claims.sock"), "the controller serves")?;
+        self.controller = Some(process);
+        Ok(())
+    }
+
+    /// Starts the node daemon and waits for its socket.
+    pub fn start_node(&mut self) -> Result<()> {
+        let binary = binaries_folder()?.join("peerpods-node");
+        let mut command = self.netns.command(binary);
+        command.args(["run", "--config"]).arg(self.folder.path().join("node.toml"));
+        let mut process = Process::start("node", self.folder.path(), &mut command)?;
+        wait_for_socket(&mut process, &self.hypervisor_socket(), "the node daemon serves")?;
+        self.node = Some(process);
+        Ok(())
+    }
+
+    /// `kill -9` of the controller, if it runs.
+    pub fn kill_controller(&mut self) -> Result<()> {
+        self.controller.take().map_or(Ok(()), Process::kill)
+    }
+
+    /// `kill -9` of the node daemon, if it runs.
+    pub fn kill_node(&mut self) -> Result<()> {
+        self.node.take().map_or(Ok(()), Process::kill)
+    }
+
+    /// Fails with a log's end when a service has died.
+    pub fn check_alive(&mut self) -> Result<()> {
+        self.registry.check_alive()?;
+        for process in [&mut self.node, &mut self.controller].into_iter().flatten() {
+            process.check_alive()?;
+        }
+        Ok(())
+    }
+
+    /// The ends of the daemons' logs, for a failing test.
+    pub fn logs(&self) -> String {
+        let tail = |name: &str, process: &Option<Process>| match process {
+            Some(process) => format!("--- {name}\n{}\n", process.log_tail()),
+            None => format!("--- {name} is not running\n"),
+        };
+        tail("controller", &self.controller) + &tail("node", &self.node)
+    }
+
+    /// Folders of machines that exist.
+    pub fn machines(&self) -> Vec<PathBuf> {
+        let entries = std::fs::read_dir(self.folder.path().join("machines/machines")).into_iter().flatten().flatten();
+        entries.map(|e| e.path()).filter(|p| p.is_dir()).collect()
+    }
+
+    /// `peerpods-node list --json`: every sandbox with its phases.
+    pub fn node_list(&self) -> Result<serde_json::Value> {
+        let mut command = self.netns.command(binaries_folder()?.join("peerpods-node"));
+        let out = command.args(["list", "--json", "--config"]).arg(self.folder.path().join("node.toml")).output()?;
+        if !out.status.success() {
+            bail!("peerpods-node list: {}", String::from_utf8_lossy(&out.stderr));
+        }
+        Ok(serde_json::from_slice(&out.stdout)?)
+    }
+
+    /// Waits until no pod VM is left.
+    pub fn wait_for_no_machines(&self, limit: Duration) -> Result<()> {
+        eventually("all pod VMs are deleted", limit, || match self.machines().as_slice() {
+            [] => Ok(()),
+            left => bail!("{left:?}"),
+        })
+    }
+
+    /// Stops the daemons and deletes whatever the controller owns; what remains in the namespace is killed.
+    pub fn shut_down(&mut self) -> Result<()> {
+        if let Some(node) = self.node.take() {
+            node.terminate()?;
+        }
+        if let Some(controller) = self.controller.take() {
+            controller.terminate()?;
+        }
+        let mut command = self.netns.command(binaries_folder()?.join("peerpods-controller"));
+        let out = command.args(["cleanup", "--config"]).arg(self.folder.path().join("controller.toml")).output()?;
+        if !out.status.success() {
+            bail!("peerpods-controller cleanup: {}", String::from_utf8_lossy(&out.stderr));
+        }
+        Ok(())
+    }
+
+    /// Kills every process of this world, by namespace and not by name.
+    fn sweep(&self) {
+        let namespaces: Vec<u64> = std::iter::once(&self.netns)
+            .chain(self.pods.iter().map(PodNetns::netns))
+            .filter_map(|netns| Some(std::fs::metadata(netns.path()).ok()?.ino()))
+            .collect();
+        for entry in std::fs::read_dir("/proc").into_iter().flatten().flatten() {
+            let Some(pid) = entry.file_name().to_str().and_then(|n| n.parse::<i32>().ok()) else { continue };
+            let Ok(found) = std::fs::metadata(entry.path().join("ns/net")) else { continue };
+            if namespaces.contains(&found.ino()) {
+                let _ = kill(Pid::from_raw(pid), Signal::SIGKILL);
+            }
+        }
+    }
+}
+
+impl Drop for World {
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            eprintln!("{}", self.logs());
+        }
+        if let Err(error) = self.shut_down() {
+            eprintln!("the world did not stop cleanly: {error:#}");
+        }
+        self.sweep();
+    }
+}
+
+/// Where our binaries are: `PEERPODS_BINARIES`, set by `cargo xtask`, else beside the running program.
+pub fn binaries_folder() -> Result<PathBuf> {
+    if let Some(folder) = std::env::var_os("PEERPODS_BINARIES") {
+        return Ok(PathBuf::from(folder));
+    }
+    let own = std::env::current_exe()?;
+    let folder = own.ancestors().find(|folder| folder.join("peerpods-node").is_file());
+    folder.map(Path::to_owned).context("set PEERPODS_BINARIES to the folder of our binaries")
+}
+
+/// Where the pod VM image is: `PEERPODS_IMAGE`, set by `cargo xtask`.
+pub fn image_folder() -> Result<PathBuf> {
+    std::env::var_os("PEERPODS_IMAGE").map(PathBuf::from).context("set PEERPODS_IMAGE to the pod VM image's folder")
+}
+
+fn wait_for_socket(process: &mut Process, socket: &Path, what: &str) -> Result<()> {
+    eventually(what, Duration::from_secs(30), || {
+        process.check_alive()?;
+        std::os::unix::net::UnixStream::connect(socket).with_context(|| socket.display().to_string())?;
+        Ok(())
+    })
+}
+
+fn controller_config(folder: &Path, options: &WorldOptions) -> Result<String> {
+    let image = match options.level {
+        Level::Qemu => image_folder()?,
+        Level::Sandbox => binaries_folder()?.join("peerpods-guest"),
+    };
+    let (level, insecure) = match options.level {
+        Level::Qemu => ("qemu", false),
+        Level::Sandbox => ("sandbox", true),
+    };
+    Ok(format!(
+        r#"state_dir = "{folder}/controller"
+claims_socket = "{folder}/claims.sock"
+metrics = "127.0.0.1:0"
+{extra}
+
+[provider]
+kind = "local"
+
+[provider.local]
+level = "{level}"
+insecure_sandbox = {insecure}
+image = "{image}"
+state_dir = "{folder}/machines"
+gateway = "{VM_GATEWAY}"
+
+[class.default]
+tee = "sample"
+root_of_trust = "insecure"
+"#,
+        folder = folder.display(),
+        image = image.display(),
+        extra = options.controller_extra,
+    ))
+}
+
+fn node_config(folder: &Path, options: &WorldOptions) -> String {
+    format!(
+        r#"node = "node-1"
+state_dir = "{folder}/node"
+pods_dir = "{folder}/pods"
+hypervisor_socket = "{folder}/hypervisor.sock"
+claims_socket = "{folder}/claims.sock"
+metrics = "127.0.0.1:0"
+{extra}
+"#,
+        folder = folder.display(),
+        extra = options.node_extra,
+    )
+}
