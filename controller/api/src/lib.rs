@@ -1,1 +1,21 @@
-//! Domain types, states, class and configuration grammar of the control plane; no IO.
+//! Domain types of the control plane: pods and claims, classes, states of a pod VM, records of the Journal, configuration.
+//!
+//! Everything here is a value or a pure function of values; only [`config::load`] reads a file and the environment.
+//! Types are parsed at the edge: a value that exists obeys its grammar.
+
+mod choice;
+mod class;
+pub mod config;
+mod ids;
+mod record;
+mod state;
+
+pub use choice::{ChoiceError, Demand, choose_instance_type};
+pub use class::{Class, ClassError, RootOfTrust};
+pub use ids::{ClaimId, ClaimKey, ClaimRef, ClassName, InvalidId, NodeName, PodRef};
+pub use peerpods_cloud_api::{InstanceId, InstanceType, LaunchToken, Mib, OwnerTag, Tee, Zone};
+pub use record::{
+    ClaimRecord, ClaimStatus, ClassRecord, LaunchKey, LaunchRecord, MAX_RECORD_BYTES, PodVmRecord, Record, RecordError, RecordKey,
+    RecordKind,
+};
+pub use state::PodVmState;

@@ -1,0 +1,115 @@
+//! Classes: what an operator offers to pods.
+
+use serde::{Deserialize, Serialize};
+
+use crate::{Tee, Zone};
+
+/// What vouches for a pod VM, from strongest to weakest.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum RootOfTrust {
+    /// The processor's own measurement covers image and initdata.
+    #[default]
+    Hardware,
+    /// The cloud's TPM covers them: the cloud is trusted.
+    CloudTpm,
+    /// Nothing does: for tests and demonstrations only.
+    Insecure,
+}
+
+/// A kind of pod VM that pods may ask for by name, table `[class.NAME]`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(try_from = "ClassFields")]
+pub struct Class {
+    /// The TEE that must be on.
+    pub tee: Tee,
+    /// What must vouch for image and initdata; a claim that this class cannot serve so fails.
+    pub root_of_trust: RootOfTrust,
+    /// The provider's name of the pod VM image; `None` means the provider's configured one.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub image: Option<String>,
+    /// Other images that a pod may ask for by annotation; empty means none.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub allowed_images: Vec<String>,
+    /// Instance types that may be launched; empty means all that the provider lists.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub instance_types: Vec<String>,
+    /// Where to launch; `None` leaves it to the provider.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub zone: Option<Zone>,
+}
+
+/// A class that contradicts itself.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum ClassError {
+    /// The sample TEE protects nothing, and whoever offers it must say so.
+    #[error("tee = \"sample\" protects nothing and needs root_of_trust = \"insecure\"")]
+    SampleIsInsecure,
+}
+
+impl Class {
+    /// A class with this TEE and root of trust and nothing unusual.
+    pub fn new(tee: Tee, root_of_trust: RootOfTrust) -> Result<Self, ClassError> {
+        if tee == Tee::Sample && root_of_trust != RootOfTrust::Insecure {
+            return Err(ClassError::SampleIsInsecure);
+        }
+        Ok(Self { tee, root_of_trust, image: None, allowed_images: Vec::new(), instance_types: Vec::new(), zone: None })
+    }
+
+    /// Whether a pod of this class may run this image.
+    pub fn allows_image(&self, image: &str) -> bool {
+        self.image.as_deref() == Some(image) || self.allowed_images.iter().any(|allowed| allowed == image)
+    }
+
+    /// Whether this instance type may be launched for the class.
+    pub fn allows_instance_type(&self, name: &str) -> bool {
+        self.instance_types.is_empty() || self.instance_types.iter().any(|allowed| allowed == name)
+    }
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct ClassFields {
+    tee: Tee,
+    #[serde(default)]
+    root_of_trust: RootOfTrust,
+    #[serde(default)]
+    image: Option<String>,
+    #[serde(default)]
+    allowed_images: Vec<String>,
+    #[serde(default)]
+    instance_types: Vec<String>,
+    #[serde(default)]
+    zone: Option<Zone>,
+}
+
+impl TryFrom<ClassFields> for Class {
+    type Error = ClassError;
+    fn try_from(fields: ClassFields) -> Result<Self, ClassError> {
+        let ClassFields { tee, root_of_trust, image, allowed_images, instance_types, zone } = fields;
+        Ok(Self { image, allowed_images, instance_types, zone, ..Self::new(tee, root_of_trust)? })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn sample_tee_must_be_called_insecure() {
+        for root in [RootOfTrust::Hardware, RootOfTrust::CloudTpm] {
+            assert_eq!(Class::new(Tee::Sample, root), Err(ClassError::SampleIsInsecure));
+        }
+        assert!(Class::new(Tee::Sample, RootOfTrust::Insecure).is_ok());
+        assert!(serde_json::from_str::<Class>(r#"{"tee":"sample"}"#).is_err(), "the default is hardware");
+        assert!(serde_json::from_str::<Class>(r#"{"tee":"snp"}"#).is_ok());
+    }
+
+    #[test]
+    fn images_are_refused_unless_listed() {
+        let mut class = Class::new(Tee::Snp, RootOfTrust::Hardware).expect("valid");
+        assert!(!class.allows_image("ami-1"));
+        class.allowed_images.push("ami-1".to_owned());
+        assert!(class.allows_image("ami-1"));
+    }
+}

@@ -1,0 +1,68 @@
+//! Configuration of `peerpods-controller`.
+
+use std::collections::BTreeMap;
+use std::net::SocketAddr;
+use std::path::PathBuf;
+
+use peerpods_cloud_api::settings::local::{Level, LocalSettings};
+use serde::{Deserialize, Serialize};
+
+use super::node::check_socket;
+use super::{Configuration, LogFormat};
+use crate::{Class, ClassName};
+
+/// `controller.toml`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct ControllerConfig {
+    /// Where the controller keeps its Journal, its owner tag and the binder CA.
+    pub state_dir: PathBuf,
+    /// The unix socket that nodes of this machine call.
+    pub claims_socket: PathBuf,
+    /// Where metrics are served, as `address:port`; `None` serves none.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub metrics: Option<SocketAddr>,
+    /// How log lines look.
+    #[serde(default)]
+    pub log: LogFormat,
+    /// The cloud.
+    pub provider: ProviderConfig,
+    /// What pods may ask for by name; `default` is for those that ask for nothing.
+    pub class: BTreeMap<ClassName, Class>,
+}
+
+/// Which cloud, and its settings.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct ProviderConfig {
+    /// Which cloud.
+    pub kind: ProviderKind,
+    /// Settings when `kind = "local"`.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub local: Option<LocalSettings>,
+}
+
+/// The clouds that there are providers for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum ProviderKind {
+    /// Machines on this host.
+    Local,
+}
+
+impl Configuration for ControllerConfig {
+    fn check(&self) -> Result<(), (&'static str, String)> {
+        check_socket("claims_socket", &self.claims_socket)?;
+        if self.class.is_empty() {
+            return Err(("class", "needs at least one class, such as [class.default]".to_owned()));
+        }
+        match (self.provider.kind, &self.provider.local) {
+            (ProviderKind::Local, None) => Err(("provider.local", "is required for provider.kind = \"local\"".to_owned())),
+            (ProviderKind::Local, Some(local)) if local.level == Level::Sandbox && !local.insecure_sandbox => Err((
+                "provider.local.insecure_sandbox",
+                "must be true for level = \"sandbox\": such a machine shares the host's kernel and isolates nothing".to_owned(),
+            )),
+            (ProviderKind::Local, Some(_)) => Ok(()),
+        }
+    }
+}
