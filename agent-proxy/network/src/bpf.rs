@@ -1,0 +1,184 @@
+//! The guards as classic BPF, run by cls_bpf on the frames that arrive at a device.
+//!
+//! A guard answers "drop" or "no opinion"; the filters behind it go on in the second case. Classic BPF needs no bpf(2)
+//! and no verifier log, and cls_bpf alone can drop: the action `gact` that u32 would need is not in every kernel.
+//! Offsets count from the Ethernet header; cls_bpf puts it back in front for programs on ingress. They are never
+//! relative to the network header, since such loads fail for frames that a driver left in page fragments.
+
+use std::net::Ipv4Addr;
+
+use crate::VXLAN_PORT;
+
+/// A program in the kernel's form: `struct sock_filter` after `struct sock_filter`, in the machine's byte order.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Program(Vec<u8>);
+
+/// Drops everything that a pod must not send: frames other than ARP and untagged IPv4, and IPv4 to one of `forbidden`.
+///
+/// Tagged frames are refused because the receiving kernel takes VLAN 0 for no VLAN, behind the back of a check on the
+/// address. Ports are not looked at, since a later IP fragment has none.
+pub(crate) fn workload_guard(forbidden: &[Ipv4Addr]) -> Program {
+    let mut code = vec![
+        test(EQUAL, load(HALF, ANCILLARY + VLAN_TAG_PRESENT), 0, On::Next, On::Drop),
+        test(EQUAL, load(HALF, ANCILLARY + PROTOCOL), ETHERTYPE_ARP, On::Pass, On::Next),
+        test(EQUAL, None, ETHERTYPE_IPV4, On::Next, On::Drop),
+        test(AT_LEAST, Some(LOAD_LENGTH), ETHERNET + IPV4_HEADER, On::Next, On::Drop),
+    ];
+    let destination = load(WORD, ETHERNET + IPV4_DESTINATION);
+    code.extend(one_of(destination, forbidden, On::Drop));
+    assemble(&code)
+}
+
+/// Drops VXLAN that does not come from `node`, and VLAN tags, which nothing on the VM's own interface uses.
+pub(crate) fn vxlan_guard(node: Ipv4Addr) -> Program {
+    let mut code = transport_to(PROTOCOL_UDP, u32::from(VXLAN_PORT));
+    code.push(test(EQUAL, load(WORD, ETHERNET + IPV4_SOURCE), u32::from(node), On::Pass, On::Drop));
+    assemble(&code)
+}
+
+/// Drops TCP to `port` that comes from one of `pod`: what a workload sent to its own VM by way of a service's address,
+/// which the node translated.
+pub(crate) fn channel_guard(port: u16, pod: &[Ipv4Addr]) -> Program {
+    let mut code = transport_to(PROTOCOL_TCP, u32::from(port));
+    code.extend(one_of(load(WORD, ETHERNET + IPV4_SOURCE), pod, On::Drop));
+    assemble(&code)
+}
+
+impl Program {
+    pub(crate) fn as_bytes(&self) -> &[u8] {
+        &self.0
+    }
+
+    /// In instructions.
+    pub(crate) fn len(&self) -> u16 {
+        u16::try_from(self.0.len() / 8).unwrap_or(u16::MAX)
+    }
+}
+
+// ---------------------------------------------------------------------------
+
+const ETHERTYPE_IPV4: u32 = 0x0800;
+const ETHERTYPE_ARP: u32 = 0x0806;
+const ETHERTYPE_VLAN: u32 = 0x8100;
+const ETHERTYPE_VLAN_OUTER: u32 = 0x88a8;
+const PROTOCOL_TCP: u32 = 6;
+const PROTOCOL_UDP: u32 = 17;
+
+/// Length of the Ethernet header.
+const ETHERNET: u32 = 14;
+/// Length of the shortest IPv4 header, and offsets in it.
+const IPV4_HEADER: u32 = 20;
+const IPV4_FRAGMENT: u32 = 6;
+const IPV4_PROTOCOL: u32 = 9;
+const IPV4_SOURCE: u32 = 12;
+const IPV4_DESTINATION: u32 = 16;
+/// The bits of the fragment field that hold the offset.
+const FRAGMENT_OFFSET: u32 = 0x1fff;
+/// In TCP and UDP alike.
+const DESTINATION_PORT: u32 = 2;
+
+/// SKF_AD_OFF and what it offers of the socket buffer: the protocol is that behind a tag which the kernel took off.
+const ANCILLARY: u32 = 0xffff_f000;
+const PROTOCOL: u32 = 0;
+const VLAN_TAG_PRESENT: u32 = 48;
+
+/// TC_ACT_UNSPEC: the next filter decides. TC_ACT_SHOT: drop.
+const NO_OPINION: u32 = u32::MAX;
+const DROP: u32 = 2;
+
+/// BPF_LD with BPF_ABS and the width; BPF_LD|BPF_LEN; BPF_LD|BPF_H|BPF_IND; BPF_LDX|BPF_B|BPF_MSH.
+const WORD: u16 = 0x20;
+const HALF: u16 = 0x28;
+const BYTE: u16 = 0x30;
+const LOAD_LENGTH: Load = Load { code: 0x80, k: 0 };
+const HALF_BEHIND_X: u16 = 0x48;
+const X_IS_HEADER_LENGTH: u16 = 0xb1;
+
+/// BPF_JMP|BPF_K with BPF_JEQ, BPF_JGE, BPF_JSET.
+const EQUAL: u16 = 0x15;
+const AT_LEAST: u16 = 0x35;
+const ANY_BIT: u16 = 0x45;
+
+/// BPF_RET|BPF_K.
+const RETURN: u16 = 0x06;
+
+#[derive(Debug, Clone, Copy)]
+struct Load {
+    code: u16,
+    k: u32,
+}
+
+/// Loads a value, if there is a load, and compares it, or the last value loaded, with `k`.
+#[derive(Debug, Clone, Copy)]
+struct Test {
+    x: Option<Load>,
+    load: Option<Load>,
+    code: u16,
+    k: u32,
+    yes: On,
+    no: On,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum On {
+    Next,
+    Pass,
+    Drop,
+}
+
+fn load(width: u16, k: u32) -> Option<Load> {
+    Some(Load { code: width, k })
+}
+
+fn test(code: u16, load: Option<Load>, k: u32, yes: On, no: On) -> Test {
+    Test { x: None, load, code, k, yes, no }
+}
+
+/// One test per address, on one load.
+fn one_of(mut load: Option<Load>, addresses: &[Ipv4Addr], yes: On) -> Vec<Test> {
+    addresses.iter().map(|address| test(EQUAL, load.take(), u32::from(*address), yes, On::Next)).collect()
+}
+
+/// Goes on for packets of `protocol` to `port`, has no opinion on others, and drops tagged frames.
+/// Later fragments carry no port; without the first one, which is judged, they never become a packet.
+fn transport_to(protocol: u32, port: u32) -> Vec<Test> {
+    let x = Some(Load { code: X_IS_HEADER_LENGTH, k: ETHERNET });
+    let destination = load(HALF_BEHIND_X, ETHERNET + DESTINATION_PORT);
+    vec![
+        test(EQUAL, load(HALF, ANCILLARY + PROTOCOL), ETHERTYPE_VLAN, On::Drop, On::Next),
+        test(EQUAL, None, ETHERTYPE_VLAN_OUTER, On::Drop, On::Next),
+        test(EQUAL, None, ETHERTYPE_IPV4, On::Next, On::Pass),
+        test(EQUAL, load(BYTE, ETHERNET + IPV4_PROTOCOL), protocol, On::Next, On::Pass),
+        test(ANY_BIT, load(HALF, ETHERNET + IPV4_FRAGMENT), FRAGMENT_OFFSET, On::Pass, On::Next),
+        Test { x, ..test(EQUAL, destination, port, On::Next, On::Pass) },
+    ]
+}
+
+/// Lays the tests out one after the other, with the two returns behind them.
+fn assemble(tests: &[Test]) -> Program {
+    let size = |test: &Test| 1 + usize::from(test.load.is_some()) + usize::from(test.x.is_some());
+    let pass = tests.iter().map(size).sum::<usize>();
+    let mut code = Vec::new();
+    let mut emit = |operation: u16, yes: u8, no: u8, k: u32| {
+        code.extend_from_slice(&operation.to_ne_bytes());
+        code.extend_from_slice(&[yes, no]);
+        code.extend_from_slice(&k.to_ne_bytes());
+    };
+    let mut at = 0;
+    for test in tests {
+        for load in [test.x, test.load].into_iter().flatten() {
+            emit(load.code, 0, 0, load.k);
+        }
+        at += size(test);
+        // Offsets count from the instruction behind the jump, which is at `at`; the tests are few enough for a byte.
+        let jump = |on| match on {
+            On::Next => 0,
+            On::Pass => u8::try_from(pass - at).unwrap_or(u8::MAX),
+            On::Drop => u8::try_from(pass + 1 - at).unwrap_or(u8::MAX),
+        };
+        emit(test.code, jump(test.yes), jump(test.no), test.k);
+    }
+    emit(RETURN, 0, 0, NO_OPINION);
+    emit(RETURN, 0, 0, DROP);
+    Program(code)
+}
