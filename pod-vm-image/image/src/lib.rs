@@ -15,6 +15,7 @@
 //! What it does not do yet: zstd layers (a typed error), encrypted layers, signatures, resuming a broken download.
 
 mod auth;
+mod challenge;
 mod digest;
 mod download;
 mod error;
@@ -33,7 +34,7 @@ pub use auth::{AuthError, RegistryAuths};
 pub use digest::{Digest, DigestError};
 pub use error::{LayerError, MountError, OpenError, PullError};
 pub use limits::Limits;
-pub use policy::PullPolicy;
+pub use policy::{PolicyError, PullPolicy};
 pub use pull::{LayerProgress, Progress, PulledImage};
 pub use registries::{Registries, RegistriesError};
 pub use resource::{ResourceError, ResourceSource};
