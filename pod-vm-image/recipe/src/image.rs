@@ -1,0 +1,203 @@
+//! Building an image, and renewing its pins.
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context as _, Result, bail, ensure};
+
+use crate::archive::{Archive, Freshness, Index, KERNEL_SUITE, Package, STABLE_SUITE};
+use crate::cache::Cache;
+use crate::kernel::Kernel;
+use crate::manifest::{FILE_NAME, File, Manifest};
+use crate::pins::{Pin, Pins, Role};
+use crate::{certificates, initrd, modules, package, sha256_hex, uki};
+
+/// The kernel command line. A panic ends the machine at once; the console carries only what somebody must see.
+pub const CMDLINE: &str = "console=ttyS0 quiet panic=-1 reboot=t";
+
+/// The largest image that we call one: `uki.efi`, which holds all of it in compressed form.
+pub const LARGEST_UKI: usize = 64 << 20;
+
+/// Which inputs an image may have.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Inputs {
+    /// The pinned ones only.
+    Pinned,
+    /// The archive's present ones where a pinned one is gone.
+    PinnedOrCurrent,
+}
+
+/// Fetches the inputs and packs the image into `out`.
+pub fn build(pins: &Pins, guest: &Path, out: &Path, archive: Option<&str>, inputs: Inputs) -> Result<Manifest> {
+    // First of all: nobody may take the leftovers of a failed build for an image.
+    std::fs::create_dir_all(out).with_context(|| format!("make {}", out.display()))?;
+    remove_if_there(&out.join(FILE_NAME))?;
+    let cache = Cache::open_default()?;
+    let (used, files) = fetch_or_replace(pins, &cache, archive, inputs)?;
+    let unpacked = tempfile::Builder::new().prefix("peerpods-recipe").tempdir()?;
+    for (pin, file) in used.packages.iter().zip(&files) {
+        package::unpack(file, &unpacked.path().join(format!("{:?}", pin.role)))?;
+    }
+    let guest = std::fs::read(guest).with_context(|| format!("read guest binary {}", guest.display()))?;
+    pack(unpacked.path(), guest, &used, &used != pins, out)
+}
+
+/// The present packages of the archive as pins.
+pub fn current_pins(cache: &Cache, archive: Option<&str>, freshness: Freshness) -> Result<Pins> {
+    let index = Archive::locate(archive)?.read_index(cache, freshness)?;
+    let mut packages = kernel_packages(&index)?;
+    packages.push(pin(Role::Stub, index.newest(STABLE_SUITE, "systemd-boot-efi")?));
+    packages.push(pin(Role::Certificates, index.newest(STABLE_SUITE, "ca-certificates")?));
+    Ok(Pins { version: 1, packages })
+}
+
+/// Says which inputs changed, and which measurements with them.
+pub fn describe_changes(old: &Pins, new: &Pins) -> String {
+    let mut text = String::new();
+    for role in Role::ALL {
+        let of = |pins: &Pins| -> Vec<Pin> { pins.packages.iter().filter(|p| p.role == role).cloned().collect() };
+        let (old, new) = (of(old), of(new));
+        if old == new {
+            continue;
+        }
+        let name = |pins: &[Pin]| pins.iter().map(|p| format!("{} {}", p.name, p.version)).collect::<Vec<_>>().join(", ");
+        text.push_str(&format!("  was {}\n  is  {}\n  changes {}\n", name(&old), name(&new), role.measured_as()));
+    }
+    text
+}
+
+/// The concrete packages behind Debian's name for the newest cloud kernel. Since 7.x kernel, modules and configuration are
+/// packages of their own; before, `linux-image-RELEASE` holds all.
+fn kernel_packages(index: &Index) -> Result<Vec<Pin>> {
+    let meta = index.newest(KERNEL_SUITE, "linux-image-cloud-amd64")?;
+    let image = dependencies(meta)
+        .find(|d| d.strip_prefix("linux-image-").is_some_and(|rest| rest.starts_with(|c: char| c.is_ascii_digit())))
+        .context("linux-image-cloud-amd64 depends on no kernel")?;
+    let release = image.trim_start_matches("linux-image-").to_owned();
+    let image = index.newest(KERNEL_SUITE, &image)?;
+    let mut parts = Vec::new();
+    for name in dependencies(image).filter(|d| d.starts_with("linux-") && d.ends_with(&release)) {
+        parts.push(pin(Role::Kernel, index.newest(KERNEL_SUITE, &name)?));
+    }
+    if parts.is_empty() {
+        parts.push(pin(Role::Kernel, image));
+    }
+    parts.sort_by(|a, b| a.name.cmp(&b.name));
+    Ok(parts)
+}
+
+fn dependencies(package: &Package) -> impl Iterator<Item = String> {
+    package.depends.split([',', '|']).filter_map(|d| d.split_whitespace().next()).map(str::to_owned)
+}
+
+fn pin(role: Role, package: &Package) -> Pin {
+    Pin {
+        role,
+        name: package.name.clone(),
+        version: package.version.clone(),
+        path: package.path.clone(),
+        size: package.size,
+        sha256: package.sha256.clone(),
+    }
+}
+
+/// The files of the pinned packages, or those of the archive's present ones.
+fn fetch_or_replace(pins: &Pins, cache: &Cache, archive: Option<&str>, inputs: Inputs) -> Result<(Pins, Vec<PathBuf>)> {
+    if let Some(files) = fetch(pins, cache, archive)? {
+        return Ok((pins.clone(), files));
+    }
+    if inputs == Inputs::Pinned {
+        bail!("a pinned package is not in the archive any more: run `peerpods-recipe update`, review and commit pins.toml");
+    }
+    println!("a pinned package is not in the archive any more; taking the present ones:");
+    let current = current_pins(cache, archive, Freshness::Tolerated)?;
+    print!("{}", describe_changes(pins, &current));
+    println!("this image is not pinned: nobody can rebuild it, and its measurements are its own");
+    let files = fetch(&current, cache, archive)?.context("the archive does not have a package that its index names")?;
+    Ok((current, files))
+}
+
+/// The packages' files, from the cache or the archive; `None` when the archive lacks one.
+fn fetch(pins: &Pins, cache: &Cache, archive: Option<&str>) -> Result<Option<Vec<PathBuf>>> {
+    let mut files = Vec::new();
+    let mut located = None;
+    for (index, pin) in pins.packages.iter().enumerate() {
+        let label = format!("[{}/{}] {} {}", index + 1, pins.packages.len(), pin.name, pin.version);
+        if let Some(file) = cache.find(&pin.sha256)? {
+            println!("{label}: in the cache");
+            files.push(file);
+            continue;
+        }
+        println!("{label}: downloading {}", mib(pin.size));
+        let archive = match &located {
+            Some(archive) => archive,
+            None => located.insert(Archive::locate(archive)?),
+        };
+        let Some(file) = archive.download(cache, pin)? else { return Ok(None) };
+        files.push(file);
+    }
+    Ok(Some(files))
+}
+
+/// Packs unpacked packages (one folder a role) and a guest binary. A pure function of its inputs but for the folder it writes.
+fn pack(unpacked: &Path, guest: Vec<u8>, inputs: &Pins, unpinned: bool, out: &Path) -> Result<Manifest> {
+    let folder = |role: Role| unpacked.join(format!("{role:?}"));
+    println!("kernel: check its configuration, unpack it");
+    let kernel = Kernel::open(&folder(Role::Kernel))?;
+    kernel.check()?;
+    let vmlinux = kernel.vmlinux()?;
+    println!("initrd: modules, certificates, guest ({})", mib(guest.len() as u64));
+    let modules = modules::collect(&kernel.modules)?;
+    let guest_sha256 = sha256_hex(&guest);
+    let archive = initrd::archive(guest, modules, certificates::bundle(&folder(Role::Certificates))?);
+    println!("initrd: compress {}", mib(archive.len() as u64));
+    let initrd = initrd::compress(&archive)?;
+    println!("uki: stub, kernel, initrd");
+    let stub = package::file_named(&folder(Role::Stub), "linuxx64.efi.stub")?;
+    let uki = uki::build(&uki::Parts {
+        stub: &std::fs::read(stub)?,
+        linux: &kernel.vmlinuz,
+        initrd: &initrd,
+        cmdline: CMDLINE,
+        release: &kernel.release,
+        os_release: &format!("ID=peerpods\nNAME=\"Peerpods pod VM\"\nVERSION_ID={}\n", env!("CARGO_PKG_VERSION")),
+    })?;
+    ensure!(uki.len() <= LARGEST_UKI, "the image has {}, more than {}", mib(uki.len() as u64), mib(LARGEST_UKI as u64));
+    let mut files = BTreeMap::new();
+    for (name, content) in [("vmlinux", &vmlinux), ("initrd", &initrd), ("uki.efi", &uki)] {
+        let size = content.len() as u64;
+        println!("  {name:8} {:>10}", mib(size));
+        write_whole(&out.join(name), content)?;
+        files.insert(name.to_owned(), File { sha256: sha256_hex(content), size });
+    }
+    let manifest = Manifest {
+        version: 1,
+        cmdline: CMDLINE.to_owned(),
+        kernel: kernel.release,
+        files,
+        guest_sha256,
+        inputs: inputs.packages.clone(),
+        unpinned,
+    };
+    write_whole(&out.join(FILE_NAME), format!("{}\n", serde_json::to_string_pretty(&manifest)?).as_bytes())?;
+    Ok(manifest)
+}
+
+/// Writes beside and renames: a machine that boots from this folder meanwhile keeps the old file.
+fn write_whole(path: &Path, content: &[u8]) -> Result<()> {
+    let part = path.with_added_extension("part");
+    std::fs::write(&part, content).with_context(|| format!("write {}", part.display()))?;
+    std::fs::rename(&part, path).with_context(|| format!("write {}", path.display()))
+}
+
+fn remove_if_there(path: &Path) -> Result<()> {
+    match std::fs::remove_file(path) {
+        Err(e) if e.kind() != std::io::ErrorKind::NotFound => Err(e).with_context(|| format!("remove {}", path.display())),
+        _ => Ok(()),
+    }
+}
+
+fn mib(bytes: u64) -> String {
+    let tenths = bytes * 10 / (1 << 20);
+    format!("{}.{} MiB", tenths / 10, tenths % 10)
+}

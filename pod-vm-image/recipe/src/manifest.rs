@@ -1,0 +1,39 @@
+//! `manifest.json`: what an image is, for those who boot, publish or verify it.
+
+use std::collections::BTreeMap;
+
+use serde::{Deserialize, Serialize};
+
+use crate::pins::Pin;
+
+/// The manifest of an image folder. Readers ignore fields that they do not know; a changed meaning gets a new version.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Manifest {
+    /// Version of this format: 1.
+    pub version: u32,
+    /// The kernel command line that belongs to the image. A hypervisor that boots `vmlinux` directly passes it, and may append
+    /// what its machine type needs; `uki.efi` contains it.
+    pub cmdline: String,
+    /// `uname -r` of the kernel.
+    pub kernel: String,
+    /// The other files, by name.
+    pub files: BTreeMap<String, File>,
+    /// SHA-256 of the guest binary.
+    pub guest_sha256: String,
+    /// The packages that the image is made of.
+    pub inputs: Vec<Pin>,
+    /// True when the inputs are not the pinned ones: nobody else can rebuild this image.
+    pub unpinned: bool,
+}
+
+/// One file of an image.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct File {
+    /// Its SHA-256 in hexadecimal.
+    pub sha256: String,
+    /// Its size in bytes.
+    pub size: u64,
+}
+
+/// The name of the manifest.
+pub const FILE_NAME: &str = "manifest.json";

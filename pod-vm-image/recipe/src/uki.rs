@@ -1,0 +1,141 @@
+//! The unified kernel image: systemd's EFI stub with kernel, initrd and command line as PE sections.
+//!
+//! Written by hand because the result is measured: it must not depend on which objcopy a machine has. The stub's header has room for
+//! more sections; nothing of it is moved.
+
+use anyhow::{Context as _, Result, ensure};
+
+/// What goes into a UKI.
+#[derive(Debug)]
+pub struct Parts<'a> {
+    /// `linuxx64.efi.stub`.
+    pub stub: &'a [u8],
+    /// The kernel image.
+    pub linux: &'a [u8],
+    /// The initrd.
+    pub initrd: &'a [u8],
+    /// The kernel's command line.
+    pub cmdline: &'a str,
+    /// `uname -r` of the kernel.
+    pub release: &'a str,
+    /// Text in the format of `os-release`.
+    pub os_release: &'a str,
+}
+
+const SECTION_HEADER: usize = 40;
+/// Initialised data, readable.
+const READABLE_DATA: u32 = 0x4000_0040;
+
+/// The UKI's bytes.
+pub fn build(parts: &Parts<'_>) -> Result<Vec<u8>> {
+    let sections: [(&[u8; 8], &[u8]); 5] = [
+        (b".osrel\0\0", parts.os_release.as_bytes()),
+        (b".cmdline", parts.cmdline.as_bytes()),
+        (b".uname\0\0", parts.release.as_bytes()),
+        (b".initrd\0", parts.initrd),
+        // Last, so that the kernel may unpack itself behind its end.
+        (b".linux\0\0", parts.linux),
+    ];
+    let mut pe = Pe::parse(parts.stub)?;
+    for (name, content) in sections {
+        pe.append(name, content).with_context(|| format!("section {}", String::from_utf8_lossy(name)))?;
+    }
+    Ok(pe.bytes)
+}
+
+/// A PE32+ file that sections are appended to.
+struct Pe {
+    bytes: Vec<u8>,
+    /// Offset of the COFF header.
+    coff: usize,
+    section_table: usize,
+    section_alignment: u32,
+    file_alignment: u32,
+    /// First address behind the last section.
+    next_address: u32,
+    /// End of all headers in the file: the section table may grow up to here.
+    headers_end: usize,
+}
+
+impl Pe {
+    fn parse(stub: &[u8]) -> Result<Self> {
+        let bytes = stub.to_vec();
+        ensure!(bytes.starts_with(b"MZ"), "the stub is not an EFI program");
+        let signature = size(get32(&bytes, 0x3c)?)?;
+        ensure!(bytes.get(signature..signature + 4) == Some(b"PE\0\0"), "the stub has no PE header");
+        let coff = signature + 4;
+        let optional = coff + 20;
+        ensure!(get16(&bytes, optional)? == 0x20b, "the stub is not PE32+");
+        let section_table = optional + usize::from(get16(&bytes, coff + 16)?);
+        let mut pe = Self {
+            coff,
+            section_table,
+            section_alignment: get32(&bytes, optional + 32)?,
+            file_alignment: get32(&bytes, optional + 36)?,
+            next_address: 0,
+            headers_end: size(get32(&bytes, optional + 60)?)?,
+            bytes,
+        };
+        for index in 0..pe.count()? {
+            let header = section_table + index * SECTION_HEADER;
+            let end = get32(&pe.bytes, header + 12)?.checked_add(get32(&pe.bytes, header + 8)?).context("section is too large")?;
+            pe.next_address = pe.next_address.max(end);
+        }
+        Ok(pe)
+    }
+
+    fn count(&self) -> Result<usize> {
+        Ok(usize::from(get16(&self.bytes, self.coff + 2)?))
+    }
+
+    fn append(&mut self, name: &[u8; 8], content: &[u8]) -> Result<()> {
+        let count = self.count()?;
+        let header = self.section_table + count * SECTION_HEADER;
+        ensure!(header + SECTION_HEADER <= self.headers_end, "the stub has no room for another section header");
+        let virtual_size = u32::try_from(content.len())?;
+        let address = self.next_address.next_multiple_of(self.section_alignment);
+        let alignment = size(self.file_alignment)?;
+        self.bytes.resize(self.bytes.len().next_multiple_of(alignment), 0);
+        let offset = u32::try_from(self.bytes.len())?;
+        self.bytes.extend_from_slice(content);
+        self.bytes.resize(self.bytes.len().next_multiple_of(alignment), 0);
+        let raw_size = virtual_size.next_multiple_of(self.file_alignment);
+
+        self.bytes[header..header + 8].copy_from_slice(name);
+        self.put32(header + 8, virtual_size);
+        self.put32(header + 12, address);
+        self.put32(header + 16, raw_size);
+        self.put32(header + 20, offset);
+        self.bytes[header + 24..header + 36].fill(0);
+        self.put32(header + 36, READABLE_DATA);
+
+        let count = u16::try_from(count + 1)?;
+        self.bytes[self.coff + 2..self.coff + 4].copy_from_slice(&count.to_le_bytes());
+        self.next_address = address.checked_add(virtual_size).context("the image is too large")?;
+        let optional = self.coff + 20;
+        let initialised = get32(&self.bytes, optional + 8)?.wrapping_add(raw_size);
+        self.put32(optional + 8, initialised);
+        self.put32(optional + 56, self.next_address.next_multiple_of(self.section_alignment));
+        // The checksum is optional for EFI; zero says that there is none.
+        self.put32(optional + 64, 0);
+        Ok(())
+    }
+
+    fn put32(&mut self, offset: usize, value: u32) {
+        self.bytes[offset..offset + 4].copy_from_slice(&value.to_le_bytes());
+    }
+}
+
+fn get16(bytes: &[u8], offset: usize) -> Result<u16> {
+    let found = bytes.get(offset..offset + 2).context("PE header lies outside the file")?;
+    Ok(u16::from_le_bytes([found[0], found[1]]))
+}
+
+fn get32(bytes: &[u8], offset: usize) -> Result<u32> {
+    let found = bytes.get(offset..offset + 4).context("PE header lies outside the file")?;
+    Ok(u32::from_le_bytes([found[0], found[1], found[2], found[3]]))
+}
+
+fn size(value: u32) -> Result<usize> {
+    usize::try_from(value).context("size does not fit")
+}
