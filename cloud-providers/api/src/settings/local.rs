@@ -32,6 +32,10 @@ pub struct LocalSettings {
     /// QEMU accelerator: `auto` boots a canary with KVM once and falls back to TCG.
     #[serde(default)]
     pub accelerator: Accelerator,
+    /// The host's TSC frequency in kHz, for hosts where it is neither in CPUID nor in the kernel log; `None` finds it out.
+    /// Only software emulation needs it: the guest has no other clock to measure its own by.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub tsc_khz: Option<u32>,
 }
 
 /// How a local machine is made.

@@ -1,0 +1,154 @@
+//! The role in which a fresh copy of the running program makes a machine's process.
+//!
+//! `start DIR` makes the process and says its pid; it is single-threaded because a PID namespace can only be made so.
+//! `run DIR` is that process: it waits for one byte, then does what `DIR/start.json` says and becomes the machine by `exec`.
+//! `canary PROGRAM ...` becomes a program that cannot outlive its parent.
+//!
+//! Both of the first two answer on standard output: `pid N` or `error TEXT`. End-of-file without an error means that `exec` went well.
+
+use std::convert::Infallible;
+use std::ffi::{CString, OsString};
+use std::fs::{File, OpenOptions};
+use std::io::{Read as _, Write as _};
+use std::os::fd::{AsFd as _, OwnedFd};
+use std::os::unix::ffi::OsStrExt as _;
+use std::os::unix::process::CommandExt as _;
+use std::path::{Path, PathBuf};
+use std::process::{Command, ExitCode};
+
+use nix::sys::signal::Signal;
+use serde::{Deserialize, Serialize};
+
+/// The program's first argument that asks for this role.
+pub const MACHINE_HELPER: &str = "machine-helper";
+
+/// All of the environment that a machine's process gets.
+pub(crate) const PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
+
+/// `start.json`: what a machine's process becomes.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(tag = "kind", rename_all = "kebab-case", deny_unknown_fields)]
+pub(crate) enum Start {
+    /// A program of the host, run in the machine's folder.
+    Program {
+        /// Absolute.
+        program: PathBuf,
+        /// Without the program's name.
+        arguments: Vec<String>,
+    },
+    /// The guest binary in namespaces of its own.
+    #[cfg(feature = "sandbox")]
+    Sandbox(super::sandbox::SandboxStart),
+}
+
+/// The helper role's `main`, called with what follows [`MACHINE_HELPER`] before any thread or descriptor is made.
+pub fn machine_helper_main(args: impl IntoIterator<Item = OsString>) -> ExitCode {
+    close_inherited();
+    let args: Vec<OsString> = args.into_iter().collect();
+    let done = match args.as_slice() {
+        [role, folder] if role == "start" => start(Path::new(folder)),
+        [role, folder] if role == "run" => run(Path::new(folder)),
+        [role, program, rest @ ..] if role == "canary" => canary(program, rest).map(|never| match never {}),
+        _ => Err(format!("{MACHINE_HELPER} is started by this program alone")),
+    };
+    match done {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(detail) => {
+            println!("error {}", detail.replace('\n', " "));
+            ExitCode::FAILURE
+        }
+    }
+}
+
+/// Closes whatever the parent leaked: a machine must not hold a socket or lock of the controller for days.
+fn close_inherited() {
+    let entries = std::fs::read_dir("/proc/self/fd").into_iter().flatten().flatten();
+    let inherited: Vec<i32> = entries.filter_map(|entry| entry.file_name().to_str()?.parse().ok()).filter(|fd| *fd > 2).collect();
+    for fd in inherited {
+        // The folder that was just read is among them and closed already.
+        let _ = nix::unistd::close(fd);
+    }
+}
+
+fn start(folder: &Path) -> Result<(), String> {
+    let start = read_start(folder)?;
+    #[cfg(feature = "sandbox")]
+    if let Start::Sandbox(_) = start {
+        super::sandbox::enter_pid_namespace()?;
+    }
+    let _ = start;
+    let mut command = Command::new("/proc/self/exe");
+    command.arg0("peerpods-machine").args([MACHINE_HELPER, "run"]).arg(folder);
+    let child = command.spawn().map_err(|error| format!("spawning the machine's process: {error}"))?;
+    println!("pid {}", child.id());
+    Ok(())
+}
+
+fn run(folder: &Path) -> Result<(), String> {
+    // The copy is closed by `exec`, which is how the other end learns that it went well.
+    let report = std::io::stdout().as_fd().try_clone_to_owned().map_err(|error| format!("copying standard output: {error}"))?;
+    let Err(detail) = prepare_and_exec(folder) else { return Ok(()) };
+    let _ = writeln!(File::from(report), "error {}", detail.replace('\n', " "));
+    Ok(())
+}
+
+/// Gives `Ok` when it was not told to go on.
+fn prepare_and_exec(folder: &Path) -> Result<(), String> {
+    nix::unistd::setsid().map_err(|error| format!("making a session: {error}"))?;
+    let mut go = [0];
+    if std::io::stdin().read(&mut go).unwrap_or(0) == 0 {
+        return Ok(());
+    }
+    std::env::set_current_dir(folder).map_err(|error| format!("entering {}: {error}", folder.display()))?;
+    nix::sys::stat::umask(nix::sys::stat::Mode::from_bits_truncate(0o022));
+    let never = match read_start(folder)? {
+        Start::Program { program, arguments } => {
+            redirect("process.log")?;
+            exec(&program, &arguments)?
+        }
+        #[cfg(feature = "sandbox")]
+        Start::Sandbox(sandbox) => {
+            redirect("console.log")?;
+            super::sandbox::become_machine(folder, &sandbox)?;
+            exec(Path::new("/init"), &[])?
+        }
+    };
+    match never {}
+}
+
+/// Standard input from nowhere, the two outputs to the end of a file of the current folder.
+fn redirect(log: &str) -> Result<(), String> {
+    let open = || -> std::io::Result<(OwnedFd, OwnedFd)> {
+        let log = OpenOptions::new().create(true).append(true).open(log)?;
+        Ok((File::open("/dev/null")?.into(), log.into()))
+    };
+    let (null, log) = open().map_err(|error| format!("opening {log}: {error}"))?;
+    let redirect = || -> nix::Result<()> {
+        nix::unistd::dup2_stdin(&null)?;
+        nix::unistd::dup2_stdout(&log)?;
+        nix::unistd::dup2_stderr(&log)
+    };
+    redirect().map_err(|error| format!("redirecting output: {error}"))
+}
+
+fn exec(program: &Path, arguments: &[String]) -> Result<Infallible, String> {
+    let text = |bytes: &[u8]| CString::new(bytes).map_err(|error| error.to_string());
+    let path = text(program.as_os_str().as_bytes())?;
+    let mut argv = vec![path.clone()];
+    for argument in arguments {
+        argv.push(text(argument.as_bytes())?);
+    }
+    let environment = [text(format!("PATH={PATH}").as_bytes())?];
+    nix::unistd::execve(&path, &argv, &environment).map_err(|error| format!("running {}: {error}", program.display()))
+}
+
+fn canary(program: &OsString, arguments: &[OsString]) -> Result<Infallible, String> {
+    nix::sys::prctl::set_pdeathsig(Signal::SIGKILL).map_err(|error| format!("binding the canary to its parent: {error}"))?;
+    Err(format!("running the canary: {}", Command::new(program).args(arguments).exec()))
+}
+
+fn read_start(folder: &Path) -> Result<Start, String> {
+    let path = folder.join("start.json");
+    let text = std::fs::read(&path).map_err(|error| format!("reading {}: {error}", path.display()))?;
+    serde_json::from_slice(&text).map_err(|error| format!("understanding {}: {error}", path.display()))
+}

@@ -1,0 +1,109 @@
+//! From a record to a running machine.
+
+use std::fs::{self, File};
+use std::io;
+use std::path::Path;
+
+use peerpods_cloud_api::InstanceId;
+use peerpods_cloud_api::settings::local::Level;
+
+use super::files::create_folder;
+use super::helper::Start;
+use super::qemu::{self, Image, Plan};
+use super::spawn::Waiting;
+use super::{Host, MachineError, Phase, Record, accelerator, network};
+
+impl Host {
+    /// Starts a planned machine, wherever an earlier try stopped. One that is started or deleting stays as it is.
+    pub fn start(&self, id: &InstanceId) -> Result<Record, MachineError> {
+        let folder = self.folder(id)?;
+        let _lock = self.lock_machine(&folder)?;
+        let mut record = self.read(id)?.ok_or(MachineError::NotFound)?;
+        if record.phase != Phase::Planned {
+            return Ok(record);
+        }
+        if !record.is_alive() {
+            self.prepare(&folder, &record)?;
+            let waiting = Waiting::spawn(&folder)?;
+            self.crash_points.pass("process-made");
+            record.process = Some(waiting.id().clone());
+            self.write(&record)?;
+            self.crash_points.pass("process-recorded");
+            waiting.go()?;
+            self.crash_points.pass("process-told-to-go");
+        }
+        if let (Level::Qemu, Some(process)) = (record.level, &record.process) {
+            qemu::let_go(&folder, process, &self.bridge, &record.link(), &|step| self.crash_points.pass(step))?;
+            self.crash_points.pass("guest-let-go");
+        }
+        record.phase = Phase::Started;
+        self.write(&record)?;
+        self.crash_points.pass("started");
+        Ok(record)
+    }
+
+    /// Makes the files and, for a sandbox, the link. Done anew after a crash.
+    fn prepare(&self, folder: &Path, record: &Record) -> Result<(), MachineError> {
+        create_folder(&folder.join("boot"))?;
+        let network = network::boot_file(&self.settings, record);
+        for (name, content) in
+            qemu::BOOT_FILES.into_iter().zip([record.request.user_data.as_slice(), record.id.as_str().as_bytes(), &network])
+        {
+            let path = folder.join("boot").join(name);
+            fs::write(&path, content).map_err(MachineError::file("write", &path))?;
+        }
+        self.crash_points.pass("boot-files-made");
+        let start = match record.level {
+            Level::Qemu => self.prepare_qemu(folder, record)?,
+            Level::Sandbox => self.prepare_sandbox(folder, record)?,
+        };
+        let path = folder.join("start.json");
+        let text = serde_json::to_vec_pretty(&start).map_err(io::Error::from).map_err(MachineError::file("write", &path))?;
+        fs::write(&path, text).map_err(MachineError::file("write", &path))
+    }
+
+    fn prepare_qemu(&self, folder: &Path, record: &Record) -> Result<Start, MachineError> {
+        let program = qemu::find_program().ok_or_else(|| MachineError::invalid(format!("{} is not installed", qemu::PROGRAM)))?;
+        let image = Image::open(&self.settings.image)?;
+        let executor = accelerator::choose(&self.settings, &image)?;
+        let disk = folder.join("scratch.img");
+        let size = self.settings.scratch_mib.bytes();
+        File::create(&disk).and_then(|file| file.set_len(size)).map_err(MachineError::file("make", &disk))?;
+        self.crash_points.pass("scratch-made");
+        let instance_type = self.instance_type(&record.request.instance_type)?;
+        let plan = Plan {
+            id: record.id.as_str(),
+            link: &record.link(),
+            mac: record.mac(),
+            instance_type: &instance_type,
+            image: &image,
+            executor,
+        };
+        Ok(Start::Program { program, arguments: plan.arguments() })
+    }
+
+    #[cfg(feature = "sandbox")]
+    fn prepare_sandbox(&self, folder: &Path, record: &Record) -> Result<Start, MachineError> {
+        use super::netlink::Netlink;
+        use super::sandbox::SandboxStart;
+
+        for name in ["root", "scratch"] {
+            create_folder(&folder.join(name))?;
+        }
+        self.crash_points.pass("scratch-made");
+        let (link, peer) = (record.link(), format!("pg{}", record.suffix()));
+        let mut netlink = Netlink::open().map_err(MachineError::network("open netlink for", &link))?;
+        // What an earlier try left may have lost its peer.
+        netlink.delete(&link).map_err(MachineError::network("delete link", &link))?;
+        netlink.create_veth(&link, &peer, record.mac()).map_err(MachineError::network("make link", &link))?;
+        self.crash_points.pass("link-made");
+        self.bridge.plug(&mut netlink, &link)?;
+        self.crash_points.pass("link-plugged-in");
+        Ok(Start::Sandbox(SandboxStart { guest: self.settings.image.clone(), link: peer, name: record.id.to_string() }))
+    }
+
+    #[cfg(not(feature = "sandbox"))]
+    fn prepare_sandbox(&self, _folder: &Path, _record: &Record) -> Result<Start, MachineError> {
+        Err(super::delete::no_sandbox())
+    }
+}

@@ -1,0 +1,2 @@
+//! Real machines, each test in a network namespace of its own.
+fn main() {}
