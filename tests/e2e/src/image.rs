@@ -15,6 +15,13 @@ pub struct Layer {
     pub diff_id: String,
 }
 
+impl Layer {
+    /// The digest of the compressed layer.
+    pub fn digest(&self) -> String {
+        digest(&self.gzip)
+    }
+}
+
 /// An image ready to be pushed.
 pub struct Image {
     /// Bottom first.
@@ -33,7 +40,8 @@ const APPLETS: &[&str] = &[
 impl Image {
     /// Busybox with its applets, and the given extra files.
     pub fn busybox(files: &[(&str, &[u8])]) -> Result<Self> {
-        let busybox = std::fs::read("/usr/bin/busybox").or_else(|_| std::fs::read("/bin/busybox")).context("Debian package busybox-static")?;
+        let busybox =
+            std::fs::read("/usr/bin/busybox").or_else(|_| std::fs::read("/bin/busybox")).context("Debian package busybox-static")?;
         let mut base = Builder::new();
         for folder in ["bin", "etc", "proc", "sys", "dev", "tmp", "root", "www"] {
             base.folder(folder)?;

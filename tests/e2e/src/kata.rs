@@ -151,7 +151,9 @@ impl KataShim {
     pub async fn create_container(&self, container: &ContainerRequest) -> Result<()> {
         let request: CreateContainerRequest = container.to_request(&self.sandbox_id, &self.name);
         let rpc = &self.agent()?.rpc;
-        rpc.create_container(with_duration(CREATE_CONTAINER), &request).await.with_context(|| format!("CreateContainer {}", container.id))?;
+        rpc.create_container(with_duration(CREATE_CONTAINER), &request)
+            .await
+            .with_context(|| format!("CreateContainer {}", container.id))?;
         Ok(())
     }
 

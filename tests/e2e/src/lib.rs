@@ -10,7 +10,9 @@ mod kata;
 mod leftovers;
 mod netns;
 mod process;
+mod recording;
 mod registry;
+mod replay;
 mod world;
 
 pub use condition::{eventually, eventually_async};
@@ -19,5 +21,7 @@ pub use kata::{ContainerIo, ContainerRequest, KataShim};
 pub use leftovers::Leftovers;
 pub use netns::{Netns, PodNetns};
 pub use process::Process;
+pub use recording::{Event, read_recording, recordings_folder};
 pub use registry::Registry;
+pub use replay::Replay;
 pub use world::{Level, World, WorldOptions, binaries_folder, image_folder};

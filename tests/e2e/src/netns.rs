@@ -61,7 +61,8 @@ impl Netns {
         let request = format!("GET {path} HTTP/1.0\r\nHost: {to}\r\n\r\n");
         self.run(move || -> Result<String> {
             use std::io::{Read as _, Write as _};
-            let mut stream = std::net::TcpStream::connect_timeout(&to, Duration::from_secs(5)).with_context(|| format!("connecting to {to}"))?;
+            let mut stream =
+                std::net::TcpStream::connect_timeout(&to, Duration::from_secs(5)).with_context(|| format!("connecting to {to}"))?;
             stream.set_read_timeout(Some(Duration::from_secs(10)))?;
             stream.write_all(request.as_bytes())?;
             let mut answer = String::new();

@@ -110,6 +110,10 @@ impl Registry {
             stream.take(1 << 20).read_to_end(&mut answer)?;
             Ok(String::from_utf8_lossy(&answer).into_owned())
         })??;
-        if answer.starts_with("HTTP/1.1 2") { Ok(answer) } else { bail!("{method} {path}: {}", answer.lines().next().unwrap_or("no answer")) }
+        if answer.starts_with("HTTP/1.1 2") {
+            Ok(answer)
+        } else {
+            bail!("{method} {path}: {}", answer.lines().next().unwrap_or("no answer"))
+        }
     }
 }

@@ -26,6 +26,8 @@ pub enum Level {
 pub struct WorldOptions {
     /// How pod VMs are made.
     pub level: Level,
+    /// What a sandbox runs as PID 1 in place of the guest.
+    pub guest: Option<PathBuf>,
     /// Extra lines for the controller's configuration.
     pub controller_extra: String,
     /// Extra lines for the node's configuration.
@@ -35,7 +37,7 @@ pub struct WorldOptions {
 impl WorldOptions {
     /// A world at this level with nothing unusual.
     pub fn new(level: Level) -> Self {
-        Self { level, controller_extra: String::new(), node_extra: String::new() }
+        Self { level, guest: None, controller_extra: String::new(), node_extra: String::new() }
     }
 }
 
@@ -264,9 +266,10 @@ fn wait_for_socket(process: &mut Process, socket: &Path, what: &str) -> Result<(
 }
 
 fn controller_config(folder: &Path, options: &WorldOptions) -> Result<String> {
-    let image = match options.level {
-        Level::Qemu => image_folder()?,
-        Level::Sandbox => binaries_folder()?.join("peerpods-guest"),
+    let image = match (options.level, &options.guest) {
+        (Level::Qemu, _) => image_folder()?,
+        (Level::Sandbox, Some(guest)) => guest.clone(),
+        (Level::Sandbox, None) => binaries_folder()?.join("peerpods-guest"),
     };
     let (level, insecure) = match options.level {
         Level::Qemu => ("qemu", false),

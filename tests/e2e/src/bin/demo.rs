@@ -56,7 +56,8 @@ async fn pod(world: &mut World, keep: bool) -> Result<()> {
     let mut shim = world.shim("demo", 0xde30);
 
     let begin = SystemTime::now();
-    let socket = timed("CreateVM: record the sandbox, claim a pod VM", shim.create_vm(&netns, &[("cc_init_data", &world.initdata())])).await?;
+    let socket =
+        timed("CreateVM: record the sandbox, claim a pod VM", shim.create_vm(&netns, &[("cc_init_data", &world.initdata())])).await?;
     timed("StartVM: boot, attest, bind, connect the network, start the link", shim.start_vm(&socket)).await?;
     timed("create the sandbox and its pause container", shim.create_sandbox()).await?;
     let hosts = shim.copy_file(WEB, "hosts", b"127.0.0.1 localhost\n10.88.0.2 demo\n").await?;
@@ -64,7 +65,11 @@ async fn pod(world: &mut World, keep: bool) -> Result<()> {
     web.binds.push(("/etc/hosts".to_owned(), hosts));
     timed("pull the image inside the pod VM, create container 1", shim.create_container(&web)).await?;
     timed("start container 1", shim.start_container(WEB)).await?;
-    let talk = ContainerRequest::new(TALK, &image, &["/bin/sh", "-c", "echo \"kernel $(cat /proc/sys/kernel/osrelease)\"; wget -q -O - http://localhost:8080/"]);
+    let talk = ContainerRequest::new(
+        TALK,
+        &image,
+        &["/bin/sh", "-c", "echo \"kernel $(cat /proc/sys/kernel/osrelease)\"; wget -q -O - http://localhost:8080/"],
+    );
     timed("create container 2 from the same image", shim.create_container(&talk)).await?;
     timed("start container 2", shim.start_container(TALK)).await?;
     println!("    pod running {:.1} s after CreateVM", begin.elapsed().unwrap_or_default().as_secs_f64());
@@ -73,7 +78,11 @@ async fn pod(world: &mut World, keep: bool) -> Result<()> {
     show(&output.stdout);
     show(&output.stderr);
     ensure!(output.status == 0, "container 2 ended with status {}", output.status);
-    let exec = timed("exec in container 1: uname, id, addresses", shim.exec(WEB, "exec-1", &["/bin/sh", "-c", "id; hostname; ip -4 addr show eth0"], None)).await?;
+    let exec = timed(
+        "exec in container 1: uname, id, addresses",
+        shim.exec(WEB, "exec-1", &["/bin/sh", "-c", "id; hostname; ip -4 addr show eth0"], None),
+    )
+    .await?;
     show(&exec.stdout);
     ensure!(exec.status == 0, "exec ended with status {}", exec.status);
     let answer = phase("HTTP from the node to the pod's address", || {

@@ -1,0 +1,23 @@
+//! The demo's own claim that nothing is left, checked against the kernel.
+//!
+//! A test binary of its own: nothing else may make links or mounts while it runs.
+
+#![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
+
+use std::process::Command;
+
+use peerpods_e2e::{Leftovers, binaries_folder};
+
+#[test]
+fn the_demo_leaves_nothing_behind_and_says_so() {
+    let before = Leftovers::now().unwrap();
+    let out = Command::new(binaries_folder().unwrap().join("peerpods-demo")).output().unwrap();
+    let text = String::from_utf8_lossy(&out.stdout);
+    let left = Leftovers::now().unwrap().since(&before);
+    println!("{text}{}", String::from_utf8_lossy(&out.stderr));
+    assert!(out.status.success(), "the demo failed: {}", out.status);
+    assert!(left.is_empty(), "the kernel says: {left}");
+    assert_eq!(text.lines().last(), Some("nothing left: 0 processes, 0 links, 0 netns, 0 mounts"));
+    assert!(text.contains("hello from a pod VM"), "no HTTP answer from the pod's address");
+    assert!(text.contains("  phase"), "no phase table");
+}

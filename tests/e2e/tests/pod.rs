@@ -1,0 +1,119 @@
+//! A pod's life on machines made of namespaces: the same binaries and guest as in a VM, in seconds.
+
+#![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
+
+use std::net::SocketAddr;
+use std::time::Duration;
+
+use anyhow::ensure;
+use peerpods_e2e::{ContainerRequest, Image, KataShim, Level, World, WorldOptions, eventually};
+
+const A: &str = "aaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaa";
+const B: &str = "bbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbb";
+
+/// A world with an image in its registry.
+fn world() -> (World, String) {
+    let world = World::start(&WorldOptions::new(Level::Sandbox)).unwrap();
+    world.registry().push(world.netns(), "app", "1", &Image::busybox(&[("www/index.html", b"hello\n")]).unwrap()).unwrap();
+    let image = format!("{}/app:1", world.registry_host());
+    (world, image)
+}
+
+/// A pod up to its pause container.
+async fn sandbox(world: &mut World, name: &str, seed: u64) -> (KataShim, SocketAddr, std::path::PathBuf) {
+    let pod = world.add_pod().unwrap();
+    let (netns, address) = (pod.netns().path(), SocketAddr::from((pod.address(), 8080)));
+    let mut shim = world.shim(name, seed);
+    let socket = shim.create_vm(&netns, &[("cc_init_data", &world.initdata())]).await.unwrap();
+    shim.start_vm(&socket).await.unwrap();
+    shim.create_sandbox().await.unwrap();
+    (shim, address, socket)
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_pod_of_two_containers_runs_and_answers_on_its_address() {
+    let (mut world, image) = world();
+    let (shim, address, _) = sandbox(&mut world, "web", 1).await;
+    let hosts = shim.copy_file(A, "hosts", b"127.0.0.1 localhost\n").await.unwrap();
+    let mut web = ContainerRequest::new(A, &image, &["/bin/sh", "-c", "exec httpd -f -p 8080 -h /www"]);
+    web.binds.push(("/etc/hosts".to_owned(), hosts));
+    shim.create_container(&web).await.unwrap();
+    shim.start_container(A).await.unwrap();
+    let answer = eventually("the pod answers", Duration::from_secs(20), || world.netns().http_get(address, "/")).unwrap();
+    assert!(answer.ends_with("hello\n"), "{answer}");
+
+    let talk = ContainerRequest::new(B, &image, &["/bin/sh", "-c", "wget -q -O - http://127.0.0.1:8080/; echo gone >&2; exit 3"]);
+    shim.create_container(&talk).await.unwrap();
+    shim.start_container(B).await.unwrap();
+    let io = shim.finish(B, "").await.unwrap();
+    assert_eq!((io.stdout.as_slice(), io.stderr.as_slice(), io.status), (&b"hello\n"[..], &b"gone\n"[..], 3));
+
+    let exec = shim.exec(A, "e1", &["/bin/sh", "-c", "cat; hostname; cat /etc/hosts"], Some(&[b'x'; 20_000])).await.unwrap();
+    let text = String::from_utf8_lossy(&exec.stdout);
+    assert_eq!(text.matches('x').count(), 20_000);
+    assert!(text.ends_with("web\n127.0.0.1 localhost\n"), "{}", &text[20_000..]);
+    shim.check().await.unwrap();
+
+    shim.stop_vm().await.unwrap();
+    world.wait_for_no_machines(Duration::from_secs(30)).unwrap();
+    eventually("the sandbox is forgotten", Duration::from_secs(30), || {
+        let list = world.node_list()?;
+        ensure!(list.as_array().is_some_and(Vec::is_empty), "{list}");
+        Ok(())
+    })
+    .unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_workload_reaches_neither_metadata_nor_the_guest_channel() {
+    let (mut world, image) = world();
+    let (shim, _, _) = sandbox(&mut world, "curious", 2).await;
+    shim.create_container(&ContainerRequest::new(A, &image, &["/bin/sleep", "600"])).await.unwrap();
+    shim.start_container(A).await.unwrap();
+    let machine = std::fs::read_dir(world.machines().first().unwrap()).unwrap().count();
+    assert!(machine > 0);
+    world.netns().ip(&["address", "add", "169.254.169.254/32", "dev", "lo"]).unwrap();
+    for target in ["169.254.169.254 80", "10.93.0.2 15150"] {
+        let exec =
+            shim.exec(A, &format!("nc-{}", &target[..3]), &["/bin/sh", "-c", &format!("nc -w 2 {target} </dev/null")], None).await.unwrap();
+        assert_ne!(exec.status, 0, "{target} was reached: {exec:?}");
+    }
+    shim.stop_vm().await.unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn killing_both_daemons_is_invisible_to_a_ready_pod() {
+    let (mut world, image) = world();
+    let (shim, _, _) = sandbox(&mut world, "steady", 3).await;
+    let script = "i=0; while [ $i -lt 200 ]; do echo line $i; i=$((i+1)); usleep 10000; done";
+    shim.create_container(&ContainerRequest::new(A, &image, &["/bin/sh", "-c", script])).await.unwrap();
+    shim.start_container(A).await.unwrap();
+    let io = async { shim.finish(A, "").await.unwrap() };
+    let kills = async {
+        world.kill_node().unwrap();
+        world.kill_controller().unwrap();
+        tokio::time::sleep(Duration::from_millis(300)).await;
+        world.start_controller().unwrap();
+        world.start_node().unwrap();
+    };
+    let (io, ()) = tokio::join!(io, kills);
+    let expected: String = (0..200).map(|i| format!("line {i}\n")).collect();
+    assert_eq!(String::from_utf8_lossy(&io.stdout), expected);
+    assert_eq!(io.status, 0);
+    shim.stop_vm().await.unwrap();
+    world.wait_for_no_machines(Duration::from_secs(30)).unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn stop_is_durable_while_the_controller_is_away() {
+    let (mut world, _) = world();
+    let (shim, _, _) = sandbox(&mut world, "late", 4).await;
+    world.kill_controller().unwrap();
+    let begin = std::time::SystemTime::now();
+    shim.stop_vm().await.unwrap();
+    assert!(begin.elapsed().unwrap() < Duration::from_secs(1), "StopVM is answered at once");
+    world.kill_node().unwrap();
+    world.start_controller().unwrap();
+    world.start_node().unwrap();
+    world.wait_for_no_machines(Duration::from_secs(30)).unwrap();
+}
