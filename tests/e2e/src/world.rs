@@ -156,6 +156,11 @@ impl World {
         self.node.take().map_or(Ok(()), Process::kill)
     }
 
+    /// The node daemon's process, if it runs.
+    pub fn node_pid(&self) -> Option<u32> {
+        self.node.as_ref().map(Process::pid)
+    }
+
     /// Fails with a log's end when a service has died.
     pub fn check_alive(&mut self) -> Result<()> {
         self.registry.check_alive()?;
