@@ -32,13 +32,14 @@ pub fn build(pins: &Pins, guest: &Path, out: &Path, archive: Option<&str>, input
     // First of all: nobody may take the leftovers of a failed build for an image.
     std::fs::create_dir_all(out).with_context(|| format!("make {}", out.display()))?;
     remove_if_there(&out.join(FILE_NAME))?;
+    let guest = std::fs::read(guest).with_context(|| format!("read guest binary {}", guest.display()))?;
+    ensure!(guest.starts_with(b"\x7fELF"), "the guest binary is not an ELF file");
     let cache = Cache::open_default()?;
     let (used, files) = fetch_or_replace(pins, &cache, archive, inputs)?;
     let unpacked = tempfile::Builder::new().prefix("peerpods-recipe").tempdir()?;
     for (pin, file) in used.packages.iter().zip(&files) {
         package::unpack(file, &unpacked.path().join(format!("{:?}", pin.role)))?;
     }
-    let guest = std::fs::read(guest).with_context(|| format!("read guest binary {}", guest.display()))?;
     pack(unpacked.path(), guest, &used, &used != pins, out)
 }
 
@@ -107,9 +108,9 @@ fn fetch_or_replace(pins: &Pins, cache: &Cache, archive: Option<&str>, inputs: I
         return Ok((pins.clone(), files));
     }
     if inputs == Inputs::Pinned {
-        bail!("a pinned package is not in the archive any more: run `peerpods-recipe update`, review and commit pins.toml");
+        bail!("a pinned package could not be had; if the archive has moved on, run `peerpods-recipe update`, review and commit pins.toml");
     }
-    println!("a pinned package is not in the archive any more; taking the present ones:");
+    println!("a pinned package could not be had; taking the archive's present ones:");
     let current = current_pins(cache, archive, Freshness::Tolerated)?;
     print!("{}", describe_changes(pins, &current));
     println!("this image is not pinned: nobody can rebuild it, and its measurements are its own");
@@ -200,4 +201,74 @@ fn remove_if_there(path: &Path) -> Result<()> {
 fn mib(bytes: u64) -> String {
     let tenths = bytes * 10 / (1 << 20);
     format!("{}.{} MiB", tenths / 10, tenths % 10)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::fixture;
+    use crate::pins::BUILT_IN;
+
+    fn pack_in(folder: &Path, guest: &[u8]) -> Result<Manifest> {
+        let (unpacked, out) = (folder.join("unpacked"), folder.join("out"));
+        fixture::write_packages(&unpacked);
+        std::fs::create_dir_all(&out)?;
+        pack(&unpacked, guest.to_vec(), &Pins::parse(BUILT_IN)?, false, &out)
+    }
+
+    #[test]
+    fn packing_in_another_folder_gives_the_same_bytes() {
+        let (one, two) = (tempfile::tempdir().expect("folder"), tempfile::tempdir().expect("folder"));
+        let deeper = two.path().join("a folder/with another name");
+        let first = pack_in(one.path(), b"guest").expect("pack");
+        let second = pack_in(&deeper, b"guest").expect("pack");
+        assert_eq!(first, second);
+        for name in ["vmlinux", "initrd", "uki.efi", FILE_NAME] {
+            let read = |folder: &Path| std::fs::read(folder.join("out").join(name)).expect(name);
+            assert_eq!(read(one.path()), read(&deeper), "{name}");
+        }
+    }
+
+    #[test]
+    fn manifest_tells_the_digests_of_the_files() {
+        let folder = tempfile::tempdir().expect("folder");
+        let manifest = pack_in(folder.path(), b"guest").expect("pack");
+        assert_eq!(manifest.files.keys().collect::<Vec<_>>(), ["initrd", "uki.efi", "vmlinux"]);
+        for (name, file) in &manifest.files {
+            let bytes = std::fs::read(folder.path().join("out").join(name)).expect("file");
+            assert_eq!((file.sha256.as_str(), file.size), (sha256_hex(&bytes).as_str(), bytes.len() as u64));
+        }
+        let text = std::fs::read(folder.path().join("out").join(FILE_NAME)).expect("manifest");
+        assert_eq!(serde_json::from_slice::<Manifest>(&text).expect("json"), manifest);
+    }
+
+    #[test]
+    fn another_guest_changes_initrd_and_uki_and_nothing_else() {
+        let (one, two) = (tempfile::tempdir().expect("folder"), tempfile::tempdir().expect("folder"));
+        let first = pack_in(one.path(), b"guest").expect("pack");
+        let second = pack_in(two.path(), b"other").expect("pack");
+        assert_eq!(first.files["vmlinux"], second.files["vmlinux"]);
+        assert_ne!(first.files["initrd"], second.files["initrd"]);
+        assert_ne!(first.files["uki.efi"], second.files["uki.efi"]);
+    }
+
+    #[test]
+    fn failed_build_leaves_no_manifest() {
+        let folder = tempfile::tempdir().expect("folder");
+        std::fs::write(folder.path().join(FILE_NAME), "{}").expect("an older image");
+        let pins = Pins::parse(BUILT_IN).expect("pins");
+        assert!(build(&pins, &folder.path().join("absent"), folder.path(), None, Inputs::Pinned).is_err());
+        assert!(!folder.path().join(FILE_NAME).exists());
+    }
+
+    #[test]
+    fn changes_are_described_with_what_they_change() {
+        let old = Pins::parse(BUILT_IN).expect("pins");
+        let mut new = old.clone();
+        let stub = new.packages.iter_mut().find(|p| p.role == Role::Stub).expect("stub");
+        stub.version = "999".to_owned();
+        let text = describe_changes(&old, &new);
+        assert!(text.contains("is  systemd-boot-efi 999") && text.contains("PCR 4") && !text.contains("linux-"), "{text}");
+        assert_eq!(describe_changes(&old, &old), "");
+    }
 }

@@ -8,7 +8,7 @@ use anyhow::{Context as _, Result, bail, ensure};
 const OLDEST: (u32, u32) = (6, 16);
 
 /// Options that a pod VM cannot do without, and what for. Either built in or a module.
-const REQUIRED: &[(&str, &str)] = &[
+pub(crate) const REQUIRED: &[(&str, &str)] = &[
     ("ACPI", "finds virtio devices of a microvm"),
     ("AMD_MEM_ENCRYPT", "runs as an SEV-SNP guest"),
     ("BLK_DEV_INITRD", "boots our user space"),
@@ -125,10 +125,7 @@ fn payload(image: &[u8]) -> Result<&[u8]> {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    fn full_config() -> String {
-        REQUIRED.iter().map(|(option, _)| format!("CONFIG_{option}=y\n")).collect()
-    }
+    use crate::fixture::{bzimage, full_config};
 
     #[test]
     fn kernel_with_everything_passes() {
@@ -150,16 +147,8 @@ mod tests {
 
     #[test]
     fn payload_is_found_by_the_setup_header() {
-        let frame = zstd::encode_all(&b"\x7fELF and so on"[..], 1).expect("encode");
-        let mut image = vec![0; 0x600];
-        image[0x1f1] = 1;
-        image[0x202..0x206].copy_from_slice(b"HdrS");
-        image[0x206..0x208].copy_from_slice(&0x20f_u16.to_le_bytes());
-        image[0x248..0x24c].copy_from_slice(&0x200_u32.to_le_bytes());
-        image[0x24c..0x250].copy_from_slice(&u32::try_from(frame.len() + 4).expect("short").to_le_bytes());
-        image.extend_from_slice(&frame);
-        image.extend_from_slice(&[13, 0, 0, 0]);
-        assert_eq!(payload(&image).expect("payload"), frame);
+        let image = bzimage(b"\x7fELF and so on");
+        assert_eq!(zstd::decode_all(payload(&image).expect("payload")).expect("frame"), b"\x7fELF and so on");
         assert!(payload(&image[..0x610]).is_err());
     }
 }

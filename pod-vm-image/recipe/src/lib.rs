@@ -24,6 +24,8 @@ pub mod cache;
 pub mod certificates;
 pub mod cpio;
 pub mod elf;
+#[cfg(test)]
+mod fixture;
 pub mod image;
 pub mod initrd;
 pub mod kernel;

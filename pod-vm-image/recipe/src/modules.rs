@@ -12,7 +12,7 @@ use crate::elf::modinfo;
 use crate::package::{files_below, unxz};
 
 /// Modules without which a pod VM cannot work; their dependencies are found by themselves.
-const REQUIRED: &[&str] = &[
+pub(crate) const REQUIRED: &[&str] = &[
     // Devices first: the boot configuration and the disk are read as soon as loading is done.
     "virtio_mmio",
     "virtio_blk",
@@ -29,7 +29,7 @@ const REQUIRED: &[&str] = &[
 ];
 
 /// Modules that refuse to load where their hardware is absent.
-const OPTIONAL: &[&str] = &["sev-guest", "tdx-guest"];
+pub(crate) const OPTIONAL: &[&str] = &["sev-guest", "tdx-guest"];
 
 /// A module to carry.
 #[derive(Debug, PartialEq, Eq)]
@@ -102,44 +102,19 @@ fn normal(name: &str) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    /// A minimal ELF file with a `.modinfo` section.
-    fn module(info: &[u8]) -> Vec<u8> {
-        let names = b"\0.shstrtab\0.modinfo\0";
-        let mut elf = vec![0; 64];
-        elf[..6].copy_from_slice(b"\x7fELF\x02\x01");
-        let names_at = elf.len();
-        elf.extend_from_slice(names);
-        let info_at = elf.len();
-        elf.extend_from_slice(info);
-        let table = elf.len();
-        elf[0x28..0x30].copy_from_slice(&(table as u64).to_le_bytes());
-        elf[0x3a..0x40].copy_from_slice(&[64, 0, 2, 0, 0, 0]);
-        for (name, at, size) in [(1_u32, names_at, names.len()), (11, info_at, info.len())] {
-            let mut header = vec![0; 64];
-            header[..4].copy_from_slice(&name.to_le_bytes());
-            header[0x18..0x20].copy_from_slice(&(at as u64).to_le_bytes());
-            header[0x20..0x28].copy_from_slice(&(size as u64).to_le_bytes());
-            elf.extend_from_slice(&header);
-        }
-        elf
-    }
+    use crate::fixture::{self, module};
 
     #[test]
     fn dependencies_come_first_and_once() {
         let folder = tempfile::tempdir().expect("folder");
-        for name in REQUIRED.iter().chain(OPTIONAL) {
-            let info: &[u8] = match *name {
-                "virtio_net" => b"depends=net-failover\0",
-                "vxlan" => b"depends=udp_tunnel,ip6_udp_tunnel\0softdep=pre: crc_absent\0",
-                _ => b"license=GPL\0depends=\0",
-            };
-            std::fs::write(folder.path().join(format!("{name}.ko")), module(info)).expect("write");
-        }
-        for (name, info) in [("net_failover", &b"depends=failover\0"[..]), ("failover", b""), ("udp_tunnel", b""), ("ip6_udp_tunnel", b"")]
-        {
-            std::fs::write(folder.path().join(format!("{name}.ko")), module(info)).expect("write");
-        }
+        fixture::write_modules(folder.path());
+        let with = |name: &str, info| std::fs::write(folder.path().join(name), module(info)).expect("write");
+        with("virtio_net.ko", b"depends=net-failover\0");
+        with("net_failover.ko", b"depends=failover\0");
+        with("failover.ko", b"license=GPL\0");
+        with("vxlan.ko", b"depends=udp_tunnel,ip6_udp_tunnel\0softdep=pre: crc_absent\0");
+        with("udp_tunnel.ko", b"depends=\0");
+        with("ip6_udp_tunnel.ko", b"depends=\0");
         let modules = collect(folder.path()).expect("collect");
         let order = order(&modules);
         let position = |line: &str| order.lines().position(|l| l == line).unwrap_or_else(|| panic!("{line} in {order}"));

@@ -139,3 +139,49 @@ fn get32(bytes: &[u8], offset: usize) -> Result<u32> {
 fn size(value: u32) -> Result<usize> {
     usize::try_from(value).context("size does not fit")
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::fixture;
+
+    const PARTS: Parts<'static> =
+        Parts { stub: &[], linux: &[7; 5000], initrd: b"initrd", cmdline: "quiet", release: "7.0", os_release: "ID=x\n" };
+
+    #[test]
+    fn sections_hold_what_was_given_and_do_not_overlap() {
+        let stub = fixture::stub(3);
+        let uki = build(&Parts { stub: &stub, ..PARTS }).expect("build");
+        let pe = Pe::parse(&uki).expect("parse");
+        assert_eq!(pe.count().expect("count"), 6);
+        let mut end = 0;
+        let mut found = Vec::new();
+        for index in 0..6 {
+            let header = pe.section_table + index * SECTION_HEADER;
+            let field = |offset| size(get32(&uki, header + offset).expect("field")).expect("size");
+            let (virtual_size, address, raw_size, offset) = (field(8), field(12), field(16), field(20));
+            assert!(address >= end && address % 4096 == 0 && offset % 512 == 0 && raw_size % 512 == 0);
+            end = address + virtual_size;
+            let name = String::from_utf8_lossy(&uki[header..header + 8]).trim_end_matches('\0').to_owned();
+            found.push((name, uki[offset..offset + virtual_size].to_vec()));
+        }
+        assert_eq!(found[2], (".cmdline".to_owned(), b"quiet".to_vec()));
+        assert_eq!(found[4], (".initrd".to_owned(), b"initrd".to_vec()));
+        assert_eq!(found[5], (".linux".to_owned(), vec![7; 5000]));
+        let image_size = get32(&uki, pe.coff + 20 + 56).expect("image size");
+        assert_eq!(size(image_size).expect("size"), end.next_multiple_of(4096));
+    }
+
+    #[test]
+    fn stub_without_room_for_headers_is_refused() {
+        let error = format!("{:#}", build(&Parts { stub: &fixture::stub(26), ..PARTS }).expect_err("refused"));
+        assert!(error.contains("no room"), "{error}");
+    }
+
+    #[test]
+    fn anything_but_an_efi_program_is_refused() {
+        for stub in [&b""[..], b"MZ", &[0; 4096], b"\x7fELF"] {
+            assert!(build(&Parts { stub, ..PARTS }).is_err());
+        }
+    }
+}
