@@ -167,6 +167,28 @@ pub struct RecordKey {
     pub name: String,
 }
 
+impl RecordKey {
+    /// Of a claim.
+    pub fn claim(key: &ClaimKey) -> Self {
+        Self { kind: RecordKind::Claim, name: key.to_string() }
+    }
+
+    /// Of a pod VM.
+    pub fn pod_vm(id: &InstanceId) -> Self {
+        Self { kind: RecordKind::PodVm, name: id.to_string() }
+    }
+
+    /// Of a class.
+    pub fn class(name: &ClassName) -> Self {
+        Self { kind: RecordKind::Class, name: name.to_string() }
+    }
+
+    /// Of a launch.
+    pub fn launch(token: &LaunchToken) -> Self {
+        Self { kind: RecordKind::Launch, name: token.to_string() }
+    }
+}
+
 impl std::fmt::Display for RecordKey {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         write!(f, "{} {}", self.kind.as_str(), self.name)
@@ -219,13 +241,12 @@ impl Record {
 
     /// Its place.
     pub fn key(&self) -> RecordKey {
-        let name = match self {
-            Record::Claim(claim) => claim.key.as_str(),
-            Record::PodVm(pod_vm) => pod_vm.instance_id.as_str(),
-            Record::Class(class) => class.name.as_str(),
-            Record::Launch(launch) => launch.token.as_str(),
-        };
-        RecordKey { kind: self.kind(), name: name.to_owned() }
+        match self {
+            Record::Claim(claim) => RecordKey::claim(&claim.key),
+            Record::PodVm(pod_vm) => RecordKey::pod_vm(&pod_vm.instance_id),
+            Record::Class(class) => RecordKey::class(&class.name),
+            Record::Launch(launch) => RecordKey::launch(&launch.token),
+        }
     }
 
     /// The stored form.

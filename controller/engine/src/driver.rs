@@ -1,0 +1,456 @@
+//! The one task that owns all records.
+//!
+//! It answers requests, carries out plans, and publishes. Calls of the provider run concurrently inside it; writes of the Journal one
+//! at a time. When the Journal fails, nothing is decided until it answers again; when somebody else has written to it, it is loaded
+//! anew; when it is fenced, the driver stops. Dropping the driver cancels everything; the next one finds out what took effect.
+
+use std::collections::{BTreeMap, HashMap};
+use std::sync::Arc;
+use std::time::Duration;
+
+use async_trait::async_trait;
+use futures::future::{BoxFuture, FutureExt as _};
+use futures::stream::{FuturesUnordered, StreamExt as _};
+use peerpods_cloud_api::{CloudProvider, InstanceId, LaunchRequest, OwnerTag, ProviderError, Tee};
+use peerpods_controller_api::{ClaimId, ClaimKey, Class, ClassName, LaunchToken, Record, RecordKey, RecordKind};
+use tokio::sync::{mpsc, watch};
+use tokio::time::Instant;
+
+use crate::handle::{Handle, Request, RequestError};
+use crate::plan::{Input, Write, plan};
+use crate::{Call, ClaimView, Journal, JournalError, Observed, Outcome, Records, Revision, Timing, Totals, admission, view};
+
+/// Reads what a machine has last written to its console; an ability that not every provider has.
+#[async_trait]
+pub trait Console: Send + Sync {
+    /// The end of the console's text, short enough for an error message; `None` if there is none.
+    async fn tail(&self, id: &InstanceId) -> Option<String>;
+}
+
+/// What a driver is made of.
+pub struct Parts {
+    /// Where records are kept.
+    pub journal: Arc<dyn Journal>,
+    /// The cloud.
+    pub provider: Arc<dyn CloudProvider>,
+    /// The provider's consoles, if it has them.
+    pub console: Option<Arc<dyn Console>>,
+    /// Marks everything that this controller owns.
+    pub owner: OwnerTag,
+    /// What is offered; replaces the stored classes.
+    pub classes: BTreeMap<ClassName, Class>,
+    /// The user data of every launch with this TEE. Must not change while launches are recorded.
+    pub user_data: Box<dyn Fn(Tee) -> Vec<u8> + Send + Sync>,
+    /// Random numbers for claim ids.
+    pub random: Box<dyn FnMut() -> u128 + Send>,
+    /// Intervals and limits.
+    pub timing: Timing,
+}
+
+/// Why a driver has stopped by itself.
+#[derive(Debug, thiserror::Error)]
+pub enum DriverError {
+    /// The records cannot be loaded at the start, or another controller has taken over.
+    #[error("the engine cannot go on")]
+    Journal(#[from] JournalError),
+}
+
+/// The engine's task.
+pub struct Driver {
+    parts: Parts,
+    started: Instant,
+    records: Records,
+    revisions: HashMap<RecordKey, Revision>,
+    observed: Observed,
+    /// No decision is made before this time: the Journal has failed.
+    journal_pause: Option<(Duration, u32)>,
+    /// Records in memory may differ from the stored ones.
+    is_stale: bool,
+    calls: FuturesUnordered<BoxFuture<'static, (Call, Duration, Outcome)>>,
+    requests: mpsc::Receiver<Request>,
+    watchers: HashMap<ClaimKey, watch::Sender<ClaimView>>,
+    totals: Totals,
+    published: watch::Sender<Totals>,
+}
+
+/// Requests that may wait for the driver before senders do.
+const QUEUE: usize = 64;
+/// How long calls of the provider may take to end once the driver stops.
+const DRAIN: Duration = Duration::from_secs(5);
+/// How long a console may take to be read.
+const CONSOLE_DEADLINE: Duration = Duration::from_secs(5);
+
+impl Driver {
+    /// A driver and the handle that reaches it once it runs.
+    pub fn new(parts: Parts) -> (Self, Handle) {
+        let (sender, requests) = mpsc::channel(QUEUE);
+        let (published, totals) = watch::channel(Totals::default());
+        let driver = Self {
+            parts,
+            started: Instant::now(),
+            records: Records::default(),
+            revisions: HashMap::new(),
+            observed: Observed::default(),
+            journal_pause: None,
+            is_stale: true,
+            calls: FuturesUnordered::new(),
+            requests,
+            watchers: HashMap::new(),
+            totals: Totals::default(),
+            published,
+        };
+        (driver, Handle { requests: sender, totals })
+    }
+
+    /// Runs until `stop` is done; instances keep running. Returns early only when it cannot go on.
+    pub async fn run(mut self, stop: impl Future<Output = ()>) -> Result<(), DriverError> {
+        self.load().await?;
+        for write in admission::admit_classes(&self.records, &self.parts.classes) {
+            self.write(&write).await?;
+        }
+        tracing::info!(claims = self.records.claims.len(), pod_vms = self.records.pod_vms.len(), "the engine has loaded its records");
+        tokio::pin!(stop);
+        loop {
+            let wake = self.settle(Act::Fully).await?;
+            self.publish();
+            let woken = async {
+                match wake {
+                    Some(at) => tokio::time::sleep_until(self.started + at).await,
+                    None => std::future::pending().await,
+                }
+            };
+            tokio::select! {
+                () = &mut stop => break,
+                Some((call, began, outcome)) = self.calls.next() => {
+                    self.take(&call, began, outcome);
+                    // A burst of results is one occasion to plan.
+                    while let Some(Some((call, began, outcome))) = self.calls.next().now_or_never() {
+                        self.take(&call, began, outcome);
+                    }
+                }
+                Some(request) = self.requests.recv() => self.answer(request).await?,
+                () = woken => {}
+            }
+        }
+        // What the cloud has already been asked for is recorded if it answers soon; the next start would find out by itself.
+        let drain = async {
+            while let Some((call, began, outcome)) = self.calls.next().await {
+                self.take(&call, began, outcome);
+                self.settle(Act::OnRecords).await?;
+            }
+            Ok(())
+        };
+        tokio::time::timeout(DRAIN, drain).await.unwrap_or(Ok(()))
+    }
+
+    fn now(&self) -> Duration {
+        self.started.elapsed()
+    }
+
+    fn jitter(&mut self) -> u32 {
+        u32::try_from((self.parts.random)() % 1000).unwrap_or_default()
+    }
+
+    // ------------------------------------------------------------------------------------------------ plans
+
+    /// Carries out plans until only waiting is left; gives when to look again.
+    async fn settle(&mut self, act: Act) -> Result<Option<Duration>, DriverError> {
+        loop {
+            if let Some((until, _)) = self.journal_pause.filter(|(until, _)| *until > self.now()) {
+                return Ok(Some(until));
+            }
+            if self.is_stale
+                && let Err(error) = self.load().await
+            {
+                self.journal_failed(error)?;
+                continue;
+            }
+            let now = self.now();
+            let Parts { owner, timing, .. } = &self.parts;
+            let plan = plan(&Input { records: &self.records, observed: &self.observed, owner, timing, now });
+            for call in plan.calls.into_iter().filter(|_| act == Act::Fully) {
+                self.start(call);
+            }
+            if plan.writes.is_empty() {
+                return Ok(plan.wake);
+            }
+            for (write, why) in &plan.writes {
+                match self.write(write).await {
+                    Ok(()) => log_write(write, why),
+                    Err(error) => {
+                        self.journal_failed(error)?;
+                        break;
+                    }
+                }
+            }
+        }
+    }
+
+    fn start(&mut self, call: Call) {
+        let began = self.now();
+        let limit = self.parts.timing.call_deadline;
+        let provider = Arc::clone(&self.parts.provider);
+        let future: BoxFuture<'static, Outcome> = match &call {
+            Call::List => {
+                let owner = self.parts.owner.clone();
+                Box::pin(async move { Outcome::Listed(within(limit, provider.list(&owner)).await) })
+            }
+            Call::Types => Box::pin(async move { Outcome::Types(within(limit, provider.instance_types()).await) }),
+            Call::Launch(token) => {
+                let Some(request) = self.launch_request(token) else { return };
+                Box::pin(async move { Outcome::Launched(within(limit, provider.launch(&request)).await) })
+            }
+            Call::Get(id) => {
+                let id = id.clone();
+                Box::pin(async move { Outcome::Got(within(limit, provider.get(&id)).await) })
+            }
+            Call::Delete(id) => {
+                let id = id.clone();
+                Box::pin(async move { Outcome::Deleted(within(limit, provider.delete(&id)).await) })
+            }
+            Call::Examine(id) => {
+                let (id, console) = (id.clone(), self.parts.console.clone());
+                Box::pin(async move {
+                    let Some(console) = console else { return Outcome::Examined(None) };
+                    Outcome::Examined(tokio::time::timeout(CONSOLE_DEADLINE, console.tail(&id)).await.ok().flatten())
+                })
+            }
+        };
+        tracing::debug!(?call, "calling the cloud");
+        self.observed.in_flight.insert(call.clone());
+        self.calls.push(Box::pin(async move { (call, began, future.await) }));
+    }
+
+    /// The same request for the same record, every time.
+    fn launch_request(&self, token: &LaunchToken) -> Option<LaunchRequest> {
+        let launch = self.records.launches.get(token)?;
+        Some(LaunchRequest {
+            token: launch.token.clone(),
+            owner: self.parts.owner.clone(),
+            instance_type: launch.key.instance_type.clone(),
+            zone: launch.key.zone.clone(),
+            image: launch.key.image.clone(),
+            tee: launch.key.tee,
+            count: launch.count,
+            user_data: (self.parts.user_data)(launch.key.tee),
+        })
+    }
+
+    fn take(&mut self, call: &Call, began: Duration, outcome: Outcome) {
+        let (name, is_ok) = describe(&outcome);
+        let counts = if is_ok { &mut self.totals.calls } else { &mut self.totals.call_failures };
+        *counts.entry(name).or_default() += 1;
+        let (now, jitter) = (self.now(), self.jitter());
+        self.observed.take(call, outcome, began, now, &self.parts.timing, jitter);
+    }
+
+    // ---------------------------------------------------------------------------------------------- records
+
+    async fn load(&mut self) -> Result<(), JournalError> {
+        let stored = self.parts.journal.load().await?;
+        (self.records, self.revisions) = (Records::default(), HashMap::new());
+        for stored in stored {
+            self.revisions.insert(stored.record.key(), stored.revision);
+            self.records.insert(stored.record);
+        }
+        let now = self.now();
+        for id in self.records.pod_vms.keys() {
+            self.observed.adopt(id, now);
+        }
+        self.is_stale = false;
+        Ok(())
+    }
+
+    /// Writes one record; memory follows only if the Journal has accepted it.
+    async fn write(&mut self, write: &Write) -> Result<(), JournalError> {
+        self.totals.journal_writes += 1;
+        match write {
+            Write::Put(record) => {
+                let key = record.key();
+                let revision = self.parts.journal.put(record, self.revisions.get(&key).copied()).await?;
+                self.revisions.insert(key, revision);
+                if let Record::PodVm(pod_vm) = record {
+                    self.observed.adopt(&pod_vm.instance_id, self.now());
+                }
+                self.records.insert(record.clone());
+            }
+            Write::Remove(key) => {
+                if let Some(revision) = self.revisions.get(key) {
+                    self.parts.journal.remove(key, *revision).await?;
+                }
+                self.revisions.remove(key);
+                self.forget(key);
+                self.records.remove(key);
+            }
+        }
+        self.journal_pause = None;
+        Ok(())
+    }
+
+    /// Forgets what was observed only for a record that is removed.
+    fn forget(&mut self, key: &RecordKey) {
+        let Self { records, observed, .. } = self;
+        match key.kind {
+            RecordKind::PodVm => {
+                if let Some(id) = records.pod_vms.keys().find(|id| id.as_str() == key.name) {
+                    observed.forget_instance(id);
+                }
+            }
+            RecordKind::Launch => {
+                if let Some(token) = records.launches.keys().find(|token| token.as_str() == key.name) {
+                    observed.forget_launch(token);
+                }
+            }
+            RecordKind::Claim | RecordKind::Class => {}
+        }
+    }
+
+    /// A failed write may have taken effect: memory is stale until the Journal has been loaded again.
+    fn journal_failed(&mut self, error: JournalError) -> Result<(), DriverError> {
+        self.totals.journal_failures += 1;
+        match error {
+            JournalError::Fenced | JournalError::Unreadable { .. } => Err(error.into()),
+            JournalError::Conflict { .. } | JournalError::TooLarge { .. } | JournalError::Unavailable { .. } => {
+                let times = self.journal_pause.map_or(0, |(_, times)| times).saturating_add(1);
+                let jitter = self.jitter();
+                let pause = self.parts.timing.retry(times, jitter);
+                tracing::warn!(error = &error as &dyn std::error::Error, times, "the journal failed; it will be loaded again");
+                self.journal_pause = Some((self.now() + pause, times));
+                self.is_stale = true;
+                Ok(())
+            }
+        }
+    }
+
+    // --------------------------------------------------------------------------------------------- requests
+
+    async fn answer(&mut self, request: Request) -> Result<(), DriverError> {
+        match request {
+            Request::Claim(spec, reply) => {
+                let result = self.claim(*spec).await?;
+                let _ = reply.send(result);
+            }
+            Request::Get(key, reply) => drop(reply.send(self.view(&key))),
+            Request::Watch(key, reply) => {
+                let now = self.view(&key);
+                let sender = self.watchers.entry(key).or_insert_with(|| watch::channel(now).0);
+                let _ = reply.send(sender.subscribe());
+            }
+            Request::Release(key, reply) => {
+                let result = self.release(&key).await?;
+                let _ = reply.send(result);
+            }
+            Request::ReleaseAll(reply) => {
+                let mut result = Ok(());
+                for key in self.records.claims.keys().cloned().collect::<Vec<_>>() {
+                    result = result.and(self.release(&key).await?);
+                }
+                let _ = reply.send(result);
+            }
+        }
+        Ok(())
+    }
+
+    async fn claim(&mut self, spec: admission::ClaimSpec) -> Result<Result<ClaimView, RequestError>, DriverError> {
+        let (key, id) = (spec.key.clone(), ClaimId::from_random((self.parts.random)()));
+        let pod = spec.pod.clone();
+        let record = match admission::admit_claim(&self.records, spec, id) {
+            Ok(record) => record,
+            Err(refusal) => return Ok(Err(refusal.into())),
+        };
+        if let Err(error) = self.record(record).await? {
+            return Ok(Err(error));
+        }
+        tracing::info!(claim = %key, %pod, "claimed");
+        Ok(Ok(self.view(&key)))
+    }
+
+    async fn release(&mut self, key: &ClaimKey) -> Result<Result<(), RequestError>, DriverError> {
+        let record = admission::admit_release(&self.records, key);
+        let result = self.record(record).await?;
+        tracing::info!(claim = %key, is_recorded = result.is_ok(), "released");
+        Ok(result)
+    }
+
+    /// Writes what a request asks for. Memory may be stale only after a failure of the Journal: then requests are refused too.
+    async fn record(&mut self, record: Option<Record>) -> Result<Result<(), RequestError>, DriverError> {
+        if self.is_stale {
+            return Ok(Err(RequestError::NotRecorded { detail: "the journal is unavailable".to_owned() }));
+        }
+        let Some(record) = record else { return Ok(Ok(())) };
+        match self.write(&Write::Put(record)).await {
+            Ok(()) => Ok(Ok(())),
+            Err(error) => {
+                let detail = error.to_string();
+                self.journal_failed(error)?;
+                Ok(Err(RequestError::NotRecorded { detail }))
+            }
+        }
+    }
+
+    fn view(&self, key: &ClaimKey) -> ClaimView {
+        view::view(&self.records, &self.records.index(), &self.observed, key)
+    }
+
+    fn publish(&mut self) {
+        self.watchers.retain(|_, sender| sender.receiver_count() > 0);
+        let index = self.records.index();
+        for (key, sender) in &self.watchers {
+            let now = view::view(&self.records, &index, &self.observed, key);
+            sender.send_if_modified(|last| std::mem::replace(last, now.clone()) != now);
+        }
+        self.totals.count(&self.records, &self.observed);
+        let totals = &self.totals;
+        self.published.send_if_modified(|last| {
+            let is_changed = last != totals;
+            if is_changed {
+                last.clone_from(totals);
+            }
+            is_changed
+        });
+    }
+}
+
+/// How much of a plan is carried out.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Act {
+    /// Writes and calls.
+    Fully,
+    /// Writes only: the driver is stopping.
+    OnRecords,
+}
+
+async fn within<T>(limit: Duration, call: impl Future<Output = Result<T, ProviderError>>) -> Result<T, ProviderError> {
+    tokio::time::timeout(limit, call).await.unwrap_or(Err(ProviderError::DeadlineExceeded))
+}
+
+/// The call's name in metrics, and whether it succeeded. `NotFound` answers the question of a read and of a deletion.
+fn describe(outcome: &Outcome) -> (&'static str, bool) {
+    let is_answer = |error: Option<&ProviderError>| matches!(error, None | Some(ProviderError::NotFound));
+    match outcome {
+        Outcome::Listed(result) => ("list", result.is_ok()),
+        Outcome::Types(result) => ("instance_types", result.is_ok()),
+        Outcome::Launched(result) => ("launch", result.is_ok()),
+        Outcome::Got(result) => ("get", is_answer(result.as_ref().err())),
+        Outcome::Deleted(result) => ("delete", is_answer(result.as_ref().err())),
+        Outcome::Examined(_) => ("console", true),
+    }
+}
+
+fn log_write(write: &Write, why: &'static str) {
+    match write {
+        Write::Put(Record::PodVm(pod_vm)) => {
+            let claim = pod_vm.claimed_by.as_ref().map(|claim| claim.key.as_str());
+            tracing::info!(instance_id = %pod_vm.instance_id, claim, state = pod_vm.state.as_str(), why, "pod VM");
+        }
+        Write::Put(Record::Launch(launch)) => {
+            let claim = launch.claim.as_ref().map(|claim| claim.key.as_str());
+            tracing::info!(token = %launch.token, claim, instance_type = launch.key.instance_type, why, "launch");
+        }
+        Write::Put(Record::Claim(claim)) => {
+            tracing::warn!(claim = %claim.key, pod = %claim.pod, status = ?claim.status, why, "claim");
+        }
+        Write::Put(Record::Class(_)) => {}
+        Write::Remove(key) => tracing::info!(record = %key, why, "record removed"),
+    }
+}

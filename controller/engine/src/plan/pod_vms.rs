@@ -1,0 +1,116 @@
+//! Pod VMs: assign them when they run, delete them when nobody wants them, forget them when the cloud has.
+
+use std::net::IpAddr;
+
+use peerpods_cloud_api::{Instance, InstanceState};
+use peerpods_controller_api::{PodVmRecord, PodVmState, Record, RecordKey};
+
+use super::Planner;
+use crate::Call;
+
+/// Looks at an instance that is being deleted before its deletion is asked for again.
+const ASK_AGAIN_AFTER: u32 = 16;
+
+/// How a pod VM does, as far as has been seen.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Health {
+    /// Not seen yet in this life of the process.
+    Unknown,
+    /// Not in a listing that should have it; only a read can say that it is gone.
+    Missing,
+    /// Accepted, not yet up.
+    Coming,
+    /// Running, with an address.
+    Up(IpAddr),
+    /// It will not serve anybody.
+    Dead(&'static str),
+}
+
+impl Planner<'_> {
+    pub(super) fn health(&self, pod_vm: &PodVmRecord) -> Health {
+        let observed = self.input.observed;
+        if pod_vm.state == PodVmState::Deleting {
+            return Health::Dead("the instance is being deleted");
+        }
+        if observed.gone.contains_key(&pod_vm.instance_id) {
+            return Health::Dead("the instance is gone");
+        }
+        match observed.instances.get(&pod_vm.instance_id) {
+            Some(seen) => state_health(&seen.instance),
+            None => {
+                let adopted = observed.adopted.get(&pod_vm.instance_id).copied().unwrap_or_default();
+                if observed.listed.is_some_and(|began| began >= adopted) { Health::Missing } else { Health::Unknown }
+            }
+        }
+    }
+
+    /// The record that follows from what an instance shows; `None` if it is the same.
+    pub(super) fn advanced(&self, pod_vm: &PodVmRecord, instance: &Instance) -> Option<PodVmRecord> {
+        let Health::Up(address) = state_health(instance) else { return None };
+        let is_next = matches!(pod_vm.state, PodVmState::Launching | PodVmState::Running);
+        let state = if pod_vm.claimed_by.is_some() { PodVmState::Claimed } else { PodVmState::Running };
+        (is_next && pod_vm.state != state).then(|| PodVmRecord { state, address: Some(address), ..pod_vm.clone() })
+    }
+
+    pub(super) fn plan_pod_vms(&mut self) {
+        for pod_vm in self.input.records.pod_vms.values() {
+            if pod_vm.state == PodVmState::Deleting {
+                self.delete(pod_vm);
+            } else if !self.input.records.is_wanted(pod_vm.claimed_by.as_ref()) {
+                let record = PodVmRecord { state: PodVmState::Deleting, ..pod_vm.clone() };
+                self.put(Record::PodVm(record), "nobody wants it");
+            } else {
+                match self.health(pod_vm) {
+                    Health::Missing => self.call(Call::Get(pod_vm.instance_id.clone())),
+                    Health::Coming | Health::Unknown => self.is_urgent = true,
+                    Health::Up(_) => {
+                        let seen = self.input.observed.instances.get(&pod_vm.instance_id);
+                        if let Some(record) = seen.and_then(|seen| self.advanced(pod_vm, &seen.instance)) {
+                            self.put(Record::PodVm(record), "it runs");
+                        }
+                    }
+                    // Its claim fails first, so that the cause is recorded before the instance is deleted.
+                    Health::Dead(_) => {}
+                }
+            }
+        }
+    }
+
+    /// Asks for the deletion until the cloud says that there is nothing to delete.
+    fn delete(&mut self, pod_vm: &PodVmRecord) {
+        let (id, observed) = (&pod_vm.instance_id, self.input.observed);
+        if observed.gone.contains_key(id) {
+            return self.remove(RecordKey::pod_vm(&pod_vm.instance_id), "the cloud says that it is gone");
+        }
+        match observed.instances.get(id).map(|seen| seen.instance.state) {
+            Some(InstanceState::Deleting) => {
+                // A cloud that has forgotten what it accepted is asked again now and then.
+                let looks = observed.pauses.get(&Call::Get(id.clone())).map_or(0, |pause| pause.times);
+                let call = if looks % ASK_AGAIN_AFTER == ASK_AGAIN_AFTER - 1 { Call::Delete } else { Call::Get };
+                self.call(call(id.clone()));
+            }
+            Some(InstanceState::Pending | InstanceState::Running | InstanceState::Stopped) | None => self.call(Call::Delete(id.clone())),
+        }
+    }
+
+    /// Deletes instances that carry our owner tag and that no record accounts for.
+    pub(super) fn plan_unowned(&mut self) {
+        let records = self.input.records;
+        for seen in self.input.observed.instances.values() {
+            let instance = &seen.instance;
+            let is_recorded = records.pod_vms.contains_key(&instance.id) || records.launches.contains_key(&instance.token);
+            if !is_recorded && instance.owner == *self.input.owner && instance.state != InstanceState::Deleting {
+                self.call(Call::Delete(instance.id.clone()));
+            }
+        }
+    }
+}
+
+fn state_health(instance: &Instance) -> Health {
+    match (instance.state, instance.address) {
+        (InstanceState::Pending, _) | (InstanceState::Running, None) => Health::Coming,
+        (InstanceState::Running, Some(address)) => Health::Up(address),
+        (InstanceState::Stopped, _) => Health::Dead("the instance stopped by itself"),
+        (InstanceState::Deleting, _) => Health::Dead("the instance is being deleted by somebody else"),
+    }
+}

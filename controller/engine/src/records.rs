@@ -1,0 +1,89 @@
+//! The Journal's records in memory.
+
+use std::collections::{BTreeMap, HashMap};
+
+use peerpods_controller_api::{
+    ClaimId, ClaimKey, ClaimRecord, ClaimRef, ClaimStatus, ClassName, ClassRecord, InstanceId, LaunchRecord, LaunchToken, PodVmRecord, Record,
+    RecordKey, RecordKind,
+};
+
+/// All records by their keys. Changed only after the Journal has accepted a write.
+#[derive(Debug, Clone, Default, PartialEq)]
+pub struct Records {
+    /// Wishes of nodes.
+    pub claims: BTreeMap<ClaimKey, ClaimRecord>,
+    /// What the cloud has given.
+    pub pod_vms: BTreeMap<InstanceId, PodVmRecord>,
+    /// What is offered.
+    pub classes: BTreeMap<ClassName, ClassRecord>,
+    /// What is being asked of the cloud.
+    pub launches: BTreeMap<LaunchToken, LaunchRecord>,
+}
+
+impl Records {
+    /// Takes a record in place of an older one with its key.
+    pub fn insert(&mut self, record: Record) {
+        match record {
+            Record::Claim(claim) => drop(self.claims.insert(claim.key.clone(), claim)),
+            Record::PodVm(pod_vm) => drop(self.pod_vms.insert(pod_vm.instance_id.clone(), pod_vm)),
+            Record::Class(class) => drop(self.classes.insert(class.name.clone(), class)),
+            Record::Launch(launch) => drop(self.launches.insert(launch.token.clone(), launch)),
+        }
+    }
+
+    /// Forgets a record.
+    pub fn remove(&mut self, key: &RecordKey) {
+        let name = key.name.as_str();
+        // A name that is none of its kind is the key of no record.
+        match key.kind {
+            RecordKind::Claim => drop(ClaimKey::new(name).map(|key| self.claims.remove(&key))),
+            RecordKind::PodVm => drop(InstanceId::new(name).map(|id| self.pod_vms.remove(&id))),
+            RecordKind::Class => drop(ClassName::new(name).map(|name| self.classes.remove(&name))),
+            RecordKind::Launch => drop(LaunchToken::new(name).map(|token| self.launches.remove(&token))),
+        }
+    }
+
+    /// Whether this life of the claim still wants a pod VM.
+    pub fn is_wanted(&self, claim: Option<&ClaimRef>) -> bool {
+        let record = claim.and_then(|claim| self.claims.get(&claim.key).filter(|record| record.id == claim.id));
+        record.is_some_and(|record| record.status == ClaimStatus::Open)
+    }
+
+    /// What refers to which claim.
+    pub(crate) fn index(&self) -> Index<'_> {
+        let claims = |claim: &Option<ClaimRef>| claim.as_ref().map(|claim| claim.id.clone());
+        let mut recorded = HashMap::new();
+        for pod_vm in self.pod_vms.values() {
+            *recorded.entry(&pod_vm.token).or_default() += 1;
+        }
+        Index {
+            pod_vms: self.pod_vms.values().filter_map(|pod_vm| Some((claims(&pod_vm.claimed_by)?, pod_vm))).collect(),
+            launches: self.launches.values().filter_map(|launch| Some((claims(&launch.claim)?, launch))).collect(),
+            recorded,
+        }
+    }
+}
+
+/// References between records, followed backwards. Made anew for every decision: it is no state.
+pub(crate) struct Index<'a> {
+    pod_vms: HashMap<ClaimId, &'a PodVmRecord>,
+    launches: HashMap<ClaimId, &'a LaunchRecord>,
+    recorded: HashMap<&'a LaunchToken, usize>,
+}
+
+impl<'a> Index<'a> {
+    /// The pod VM that serves or will serve this life of the claim, one that is being deleted included.
+    pub(crate) fn pod_vm_of(&self, claim: &ClaimRecord) -> Option<&'a PodVmRecord> {
+        self.pod_vms.get(&claim.id).copied()
+    }
+
+    /// The launch made for this life of the claim.
+    pub(crate) fn launch_of(&self, claim: &ClaimRecord) -> Option<&'a LaunchRecord> {
+        self.launches.get(&claim.id).copied()
+    }
+
+    /// How many pod VMs of this launch have records.
+    pub(crate) fn count_of(&self, launch: &LaunchRecord) -> usize {
+        self.recorded.get(&launch.token).copied().unwrap_or_default()
+    }
+}
