@@ -1,0 +1,130 @@
+//! `node.toml`.
+
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use peerpods_controller_api::NodeName;
+use peerpods_controller_api::config::{Configuration, LogFormat};
+use serde::{Deserialize, Serialize};
+
+/// Configuration of `peerpods-node`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Config {
+    /// The node's name, as certificates and claims carry it.
+    pub node: NodeName,
+    /// Where the daemon keeps its key and one file a sandbox; on a tmpfs, because it is of no use after a boot.
+    pub state_dir: PathBuf,
+    /// Where each sandbox has a folder with its agent socket.
+    pub pods_dir: PathBuf,
+    /// The unix socket that shims call.
+    pub hypervisor_socket: PathBuf,
+    /// The controller's unix socket.
+    pub claims_socket: PathBuf,
+    /// The `peerpods-link` program; `None` means the one beside this program.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub link: Option<PathBuf>,
+    /// How long StartVM waits and a pod VM may take to boot and be bound, 10 to 590 s: Kata's Go shim waits 600 s.
+    #[serde(default = "start_timeout_secs")]
+    pub start_timeout_secs: u64,
+    /// How long the coming pod VM of a stopped sandbox waits for the kubelet's next try of the same pod, 0 to 300 s.
+    #[serde(default = "takeover_secs")]
+    pub takeover_secs: u64,
+    /// Where metrics are served, as `address:port`; `None` serves none.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub metrics: Option<SocketAddr>,
+    /// How log lines look.
+    #[serde(default)]
+    pub log: LogFormat,
+}
+
+/// The kubelet tries a failed sandbox again after 10 s, with up to half of that added at random.
+fn takeover_secs() -> u64 {
+    15
+}
+
+fn start_timeout_secs() -> u64 {
+    300
+}
+
+impl Configuration for Config {
+    fn check(&self) -> Result<(), (&'static str, String)> {
+        check_socket("hypervisor_socket", &self.hypervisor_socket)?;
+        check_socket("claims_socket", &self.claims_socket)?;
+        // A sandbox id has 64 digits and the socket's name 11.
+        let longest = self.pods_dir.as_os_str().len() + 1 + 64 + 1 + peerpods_link::folder::SOCKET.len();
+        if longest > MAX_SOCKET_PATH {
+            return Err((
+                "pods_dir",
+                format!("is too long: agent sockets in it would have {longest} bytes, the kernel allows {MAX_SOCKET_PATH}"),
+            ));
+        }
+        for (key, path) in [("state_dir", &self.state_dir), ("pods_dir", &self.pods_dir)] {
+            if !path.is_absolute() {
+                return Err((key, "must be an absolute path".to_owned()));
+            }
+        }
+        if !(10..=590).contains(&self.start_timeout_secs) {
+            return Err(("start_timeout_secs", "must be 10 to 590".to_owned()));
+        }
+        if self.takeover_secs > 300 {
+            return Err(("takeover_secs", "must be 0 to 300".to_owned()));
+        }
+        Ok(())
+    }
+}
+
+impl Config {
+    /// [`Config::start_timeout_secs`].
+    pub fn start_timeout(&self) -> Duration {
+        Duration::from_secs(self.start_timeout_secs)
+    }
+
+    /// [`Config::takeover_secs`].
+    pub fn takeover(&self) -> Duration {
+        Duration::from_secs(self.takeover_secs)
+    }
+}
+
+/// The kernel's limit on a unix socket's path, without the final zero.
+pub(crate) const MAX_SOCKET_PATH: usize = 107;
+
+fn check_socket(key: &'static str, path: &Path) -> Result<(), (&'static str, String)> {
+    match path.as_os_str().len() {
+        1..=MAX_SOCKET_PATH => Ok(()),
+        len => Err((key, format!("a socket's path has 1 to {MAX_SOCKET_PATH} bytes, this one {len}"))),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use peerpods_controller_api::config::load_from;
+
+    use super::*;
+
+    const TEXT: &str = "node = \"node-1\"\nstate_dir = \"/run/n\"\npods_dir = \"/run/p\"\nhypervisor_socket = \"/run/h.sock\"\nclaims_socket = \"/run/c.sock\"\n";
+
+    fn load(extra: &str) -> Result<Config, String> {
+        load_from(&format!("{TEXT}{extra}"), "node.toml", "PEERPODS_", &[], &[]).map_err(|e| e.to_string())
+    }
+
+    #[test]
+    fn five_keys_are_enough() {
+        let config = load("").expect("valid");
+        assert_eq!((config.start_timeout(), config.takeover()), (Duration::from_secs(300), Duration::from_secs(15)));
+    }
+
+    #[test]
+    fn bad_values_name_their_key() {
+        let long = format!("pods_dir = \"/{}\"", "x".repeat(60));
+        for (extra, key) in
+            [("start_timeout_secs = 600", "start_timeout_secs"), ("takeover_secs = 301", "takeover_secs"), ("colour = 1", "colour")]
+        {
+            assert!(load(extra).expect_err(extra).contains(key));
+        }
+        let text = TEXT.replace("pods_dir = \"/run/p\"", &long);
+        let error = load_from::<Config>(&text, "node.toml", "PEERPODS_", &[], &[]).expect_err("too long");
+        assert!(error.to_string().contains("pods_dir"), "{error}");
+    }
+}

@@ -1,0 +1,74 @@
+//! Pod VMs over the tunnel; here evidence meets its verifier.
+
+use std::net::SocketAddr;
+use std::time::SystemTime;
+
+use async_trait::async_trait;
+use peerpods_evidence::{Expected, InitdataState};
+use peerpods_tunnel::credential::{Credential, NodeKey};
+use peerpods_tunnel::node::{self, BindError, EvidenceMessage};
+use peerpods_tunnel::{PORT, RefusalCode};
+
+use super::{BindFailure, BindObserver, BindTarget, Bound, PodVms, chain};
+
+/// Binds with this node's key.
+#[derive(Debug)]
+pub struct TunnelBinder {
+    key: NodeKey,
+    port: u16,
+}
+
+impl TunnelBinder {
+    /// Pod VMs listen on the guest channel's port.
+    pub fn new(key: NodeKey) -> Self {
+        Self { key, port: PORT }
+    }
+}
+
+#[async_trait]
+impl PodVms for TunnelBinder {
+    async fn bind(&self, target: BindTarget<'_>, observer: &mut (dyn BindObserver + Send)) -> Result<Bound, BindFailure> {
+        let credential = Credential { chain: target.chain.to_vec(), key: self.key.clone() };
+        let tee = target.tee;
+        let verify = |message: &EvidenceMessage| -> Result<(), String> {
+            observer.evidence_arrived()?;
+            verify(tee, message)?;
+            observer.attested()
+        };
+        let addr = SocketAddr::new(target.address, self.port);
+        let bound = node::bind(addr, target.instance_id, &credential, target.request, verify, target.deadline).await;
+        bound.map(|bound| Bound { pin: bound.pin, attest_ms: bound.attest_ms }).map_err(|error| failure(&error))
+    }
+}
+
+fn verify(tee: &str, message: &EvidenceMessage) -> Result<(), String> {
+    if message.tee != tee {
+        return Err(format!(
+            "the pod VM shows evidence of {:?}, its class wants {tee:?}",
+            message.tee.chars().take(40).collect::<String>()
+        ));
+    }
+    let expected = Expected { report_data: message.report_data, initdata: InitdataState::Reset };
+    let verified = peerpods_evidence::verify(tee, &message.evidence, &expected, SystemTime::now()).map_err(|error| chain(&error))?;
+    if verified.is_insecure {
+        tracing::warn!(tee, "this evidence protects nothing: the class says so");
+    }
+    Ok(())
+}
+
+fn failure(error: &BindError) -> BindFailure {
+    let (during, advice) = match error {
+        BindError::NeverAnswered { .. } => {
+            ("reach the pod VM", "look at the pod VM's console log and at whether the node reaches TCP port 15150 of it")
+        }
+        BindError::Credential(_) => ("bind the pod VM", "check that controller and pod VM agree on the binder CA, and their clocks"),
+        BindError::Unverified(_) => ("attest the pod VM", "check that the class's TEE and image are what the controller launches"),
+        BindError::Refused(refusal) if refusal.code == RefusalCode::AlreadyBound => {
+            ("bind the pod VM", "nothing: the pod VM serves another pod and is released; the kubelet tries again by itself")
+        }
+        BindError::Refused(_) => ("bind the pod VM", "see the reason, and the pod VM's console log"),
+        BindError::Protocol(_) => ("bind the pod VM", "use a pod VM image and a node daemon of the same release"),
+    };
+    let is_stale_credential = matches!(error, BindError::Credential(_) | BindError::NeverAnswered { .. });
+    BindFailure { during, cause: chain(error), advice, is_stale_credential }
+}
