@@ -182,3 +182,136 @@ fn assemble(tests: &[Test]) -> Program {
     emit(RETURN, 0, 0, DROP);
     Program(code)
 }
+
+#[cfg(test)]
+mod tests {
+    use proptest::collection::vec;
+    use proptest::prelude::*;
+    use proptest::sample::select;
+
+    use super::*;
+
+    const METADATA: Ipv4Addr = Ipv4Addr::new(169, 254, 169, 254);
+    const VM: Ipv4Addr = Ipv4Addr::new(10, 93, 0, 5);
+    const NODE: Ipv4Addr = Ipv4Addr::new(10, 93, 0, 1);
+    const POD: Ipv4Addr = Ipv4Addr::new(10, 88, 0, 5);
+
+    /// A frame as the filters see it: a tag that the kernel took off is beside the bytes.
+    #[derive(Debug, Clone)]
+    struct Frame {
+        is_tagged: bool,
+        protocol: u16,
+        bytes: Vec<u8>,
+    }
+
+    /// Runs a program as the kernel does; `None` is a load outside the frame, which ends it with "accept".
+    fn run(program: &Program, frame: &Frame) -> Option<u32> {
+        let code: Vec<&[u8]> = program.as_bytes().chunks(8).collect();
+        let byte = |at: u32| frame.bytes.get(usize::try_from(at).unwrap()).copied().map(u32::from);
+        let half = |at| Some(byte(at)? << 8 | byte(at + 1)?);
+        let (mut a, mut x, mut at) = (0, 0, 0);
+        loop {
+            let k = u32::from_ne_bytes(code[at][4..].try_into().unwrap());
+            let (yes, no) = (usize::from(code[at][2]), usize::from(code[at][3]));
+            let jump = |is_true| if is_true { yes } else { no };
+            let mut skip = 0;
+            match u16::from_ne_bytes([code[at][0], code[at][1]]) {
+                HALF if k == ANCILLARY + PROTOCOL => a = u32::from(frame.protocol),
+                HALF if k == ANCILLARY + VLAN_TAG_PRESENT => a = u32::from(frame.is_tagged),
+                BYTE => a = byte(k)?,
+                HALF => a = half(k)?,
+                WORD => a = half(k)? << 16 | half(k + 2)?,
+                HALF_BEHIND_X => a = half(x + k)?,
+                X_IS_HEADER_LENGTH => x = (byte(k)? & 0xf) * 4,
+                0x80 => a = u32::try_from(frame.bytes.len()).unwrap(),
+                EQUAL => skip = jump(a == k),
+                AT_LEAST => skip = jump(a >= k),
+                ANY_BIT => skip = jump(a & k != 0),
+                RETURN => return Some(k),
+                code => panic!("unknown instruction {code:#x}"),
+            }
+            at += 1 + skip;
+        }
+    }
+
+    fn drops(program: &Program, frame: &Frame) -> bool {
+        run(program, frame) == Some(DROP)
+    }
+
+    prop_compose! {
+        /// Mostly IPv4 with the addresses and ports that matter, with options, in fragments or cut short.
+        fn any_frame()(
+            is_tagged in prop::bool::weighted(0.1),
+            protocol in select(vec![0x0800, 0x0800, 0x0800, 0x0806, 0x86dd, 0x8100, 0x88a8, 0x0004]),
+            words in 5..=15_u8,
+            fragment in select(vec![0_u16, 0x4000, 0x2000, 0x2001, 0x0100]),
+            transport in select(vec![6_u8, 17, 1]),
+            source in select(vec![NODE, POD, VM, METADATA]),
+            destination in select(vec![NODE, POD, VM, METADATA]),
+            port in select(vec![VXLAN_PORT, 15150, 80]),
+            rest in vec(any::<u8>(), 4..64),
+            length in 14..200_usize,
+        ) -> Frame {
+            let mut bytes = vec![0; 14];
+            bytes.extend([0x40 | words, 0, 0, 0, 0, 0]);
+            bytes.extend(fragment.to_be_bytes());
+            bytes.extend([64, transport, 0, 0]);
+            bytes.extend(source.octets());
+            bytes.extend(destination.octets());
+            bytes.resize(14 + 4 * usize::from(words), 0);
+            bytes.extend([0x30, 0x39]);
+            bytes.extend(port.to_be_bytes());
+            bytes.extend(rest);
+            bytes.truncate(length);
+            Frame { is_tagged, protocol, bytes }
+        }
+    }
+
+    /// The fields that the guards are about, read the plain way; `None` where the frame ends before the ports.
+    fn ports_of(frame: &Frame) -> Option<(u8, [u8; 4], u16)> {
+        let ip = frame.bytes.get(14..)?;
+        let header = 4 * usize::from(ip.first()? & 0xf);
+        let is_first = u16::from_be_bytes([*ip.get(6)?, *ip.get(7)?]) & 0x1fff == 0;
+        let port = u16::from_be_bytes([*ip.get(header + 2)?, *ip.get(header + 3)?]);
+        (frame.protocol == 0x0800 && is_first).then_some((ip[9], ip[12..16].try_into().unwrap(), port))
+    }
+
+    fn has_tag(frame: &Frame) -> bool {
+        matches!(frame.protocol, 0x8100 | 0x88a8)
+    }
+
+    proptest! {
+        #[test]
+        fn workload_sends_arp_and_permitted_ipv4_only(frame in any_frame()) {
+            let permitted = match frame.protocol {
+                _ if frame.is_tagged => false,
+                0x0806 => true,
+                0x0800 if frame.bytes.len() >= 34 => !matches!(frame.bytes[30..34], [169, 254, 169, 254] | [10, 93, 0, 5]),
+                _ => false,
+            };
+            prop_assert_eq!(drops(&workload_guard(&[METADATA, VM]), &frame), !permitted);
+        }
+
+        #[test]
+        fn vxlan_comes_from_the_node_only(frame in any_frame()) {
+            let is_foreign = matches!(ports_of(&frame), Some((17, source, VXLAN_PORT)) if source != NODE.octets());
+            prop_assert_eq!(drops(&vxlan_guard(NODE), &frame), is_foreign || has_tag(&frame));
+        }
+
+        #[test]
+        fn channel_is_closed_to_the_pod(frame in any_frame()) {
+            let is_pod = matches!(ports_of(&frame), Some((6, source, 15150)) if source == POD.octets() || source == METADATA.octets());
+            prop_assert_eq!(drops(&channel_guard(15150, &[POD, METADATA]), &frame), is_pod || has_tag(&frame));
+        }
+    }
+
+    #[test]
+    fn jumps_stay_inside_for_the_most_addresses() {
+        let many: Vec<Ipv4Addr> = (0..40).map(|last| Ipv4Addr::new(10, 0, 0, last)).collect();
+        let mut frame = Frame { is_tagged: false, protocol: 0x0800, bytes: vec![0x45; 34] };
+        frame.bytes[30..].copy_from_slice(&[10, 0, 0, 39]);
+        assert!(drops(&workload_guard(&many), &frame));
+        frame.bytes[33] = 40;
+        assert_eq!(run(&workload_guard(&many), &frame), Some(NO_OPINION));
+    }
+}

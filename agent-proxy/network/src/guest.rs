@@ -79,7 +79,8 @@ pub async fn bring_up(interface: &str, config: &LinkConfig, deadline: Duration) 
         let Some(gateway) = config.gateway else { return Ok(()) };
         // Clouds that give out single addresses (/32) have their gateway outside the network.
         let onlink = !config.address.contains(gateway);
-        let route = Route { destination: None, gateway: Some(gateway), scope: RouteScope::Global, onlink, source: None, metric: None };
+        let route =
+            Route { destination: None, gateway: Some(gateway), scope: RouteScope::Global, onlink, source: None, metric: None, mtu: None };
         root.ensure_route(&link, &route).await
     })
     .await
@@ -102,25 +103,25 @@ pub async fn ensure_at(netns: &Path, network: &PodNetwork, underlay: &str, vm_po
             return Err(NetworkError::InterfaceMissing { name: underlay.to_owned(), waited: Duration::ZERO });
         };
         let path = root.underlay(network.node_address).await?;
-        let mtu = network.mtu.min(path.path_mtu.saturating_sub(VXLAN_OVERHEAD));
+        let largest = path.path_mtu.saturating_sub(VXLAN_OVERHEAD);
 
         // Guards come before what they guard, and the root end of the pair goes up last.
         let pod_addresses: Vec<Ipv4Addr> = network.addresses.iter().map(|address| address.address()).collect();
         root.ensure_guard(&own, Priority::Guard, &bpf::vxlan_guard(network.node_address)).await?;
         root.ensure_guard(&own, Priority::ChannelGuard, &bpf::channel_guard(vm_port, &pod_addresses)).await?;
         let wanted = Vxlan { vni: network.vni, local: path.source, remote: network.node_address };
-        let vxlan = root.ensure_vxlan(&root, None, &vxlan_name(network.vni), wanted, mtu).await?;
+        let vxlan = root.ensure_vxlan(&root, None, &vxlan_name(network.vni), wanted, network.mtu).await?;
 
         let inside = Netns::ensure(netns).await?;
         let pod = inside.netlink().await?;
-        let veth = ensure_pair(&root, &pod, &inside, network, mtu).await?;
+        let veth = ensure_pair(&root, &pod, &inside, network).await?;
         let mut forbidden = vec![METADATA];
         forbidden.extend(root.addresses(&own).await?.into_iter().map(Ipv4Net::address));
         root.ensure_guard(&veth, Priority::Guard, &bpf::workload_guard(&forbidden)).await?;
         root.ensure_redirect(&veth, &vxlan).await?;
         root.ensure_redirect(&vxlan, &veth).await?;
 
-        configure_pod(&pod, network, mtu).await?;
+        configure_pod(&pod, network, largest).await?;
         root.set_up(&vxlan).await?;
         root.set_up(&veth).await
     })
@@ -130,7 +131,7 @@ pub async fn ensure_at(netns: &Path, network: &PodNetwork, underlay: &str, vm_po
 // ---------------------------------------------------------------------------
 
 /// The root end of the veth pair whose other end is the pod's interface.
-async fn ensure_pair(root: &Netlink, pod: &Netlink, inside: &Netns, network: &PodNetwork, mtu: u32) -> Result<Link, NetworkError> {
+async fn ensure_pair(root: &Netlink, pod: &Netlink, inside: &Netns, network: &PodNetwork) -> Result<Link, NetworkError> {
     let here = root.link(ROOT_VETH).await?;
     let there = pod.link(&network.interface).await?;
     match (here, there) {
@@ -145,13 +146,17 @@ async fn ensure_pair(root: &Netlink, pod: &Netlink, inside: &Netns, network: &Po
             }
         }
     }
-    root.create_veth(ROOT_VETH, inside, &network.interface, network.mac, mtu).await?;
+    root.create_veth(ROOT_VETH, inside, &network.interface, network.mac, network.mtu).await?;
     root.link(ROOT_VETH)
         .await?
         .ok_or_else(|| NetworkError::ReadInterface { interface: ROOT_VETH.to_owned(), problem: "is gone right after it was made" })
 }
 
-async fn configure_pod(pod: &Netlink, network: &PodNetwork, mtu: u32) -> Result<(), NetworkError> {
+/// `largest` is the size of the largest packet that reaches the node without being cut in pieces on the way.
+///
+/// It bounds the routes, not the interface: a neighbour with the pod's MTU would find a smaller interface deaf to its
+/// full-size datagrams, without a word, as this is a link and no router. Those come in pieces of VXLAN instead.
+async fn configure_pod(pod: &Netlink, network: &PodNetwork, largest: u32) -> Result<(), NetworkError> {
     ensure_loopback(pod).await?;
     let Some(link) = pod.link(&network.interface).await? else {
         return Err(NetworkError::InterfaceMissing { name: network.interface.clone(), waited: Duration::ZERO });
@@ -159,12 +164,14 @@ async fn configure_pod(pod: &Netlink, network: &PodNetwork, mtu: u32) -> Result<
     for address in &network.addresses {
         pod.ensure_address(&link, *address, PrefixRoute::Explicit).await?;
     }
-    pod.set_link(LinkUnspec::new_with_index(link.index).mtu(mtu).up(), &link.name).await?;
+    pod.set_link(LinkUnspec::new_with_index(link.index).mtu(network.mtu).up(), &link.name).await?;
     for neighbour in &network.neighbours {
         pod.ensure_neighbour(&link, neighbour).await?;
     }
     for route in &network.routes {
-        pod.ensure_route(&link, route).await?;
+        let mtu = route.mtu.unwrap_or(network.mtu).min(largest);
+        let mtu = (mtu < network.mtu).then_some(mtu);
+        pod.ensure_route(&link, &Route { mtu, ..route.clone() }).await?;
     }
     Ok(())
 }

@@ -21,7 +21,7 @@ use crate::netlink::{Netlink, refused};
 use crate::netns::Netns;
 use crate::pod::{Neighbour, PodNetwork, Route, VERSION};
 pub use crate::route::Underlay;
-use crate::{VXLAN_OVERHEAD, vxlan_name};
+use crate::vxlan_name;
 
 /// What a CNI plugin gave to a pod.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -44,7 +44,7 @@ pub struct Inspected {
 const LIMIT: Duration = Duration::from_secs(30);
 
 impl Inspected {
-    /// What to tell the VM that is reached over `underlay`.
+    /// What to tell the VM that sees this node as `underlay` says.
     pub fn pod_network(&self, vni: u32, underlay: &Underlay) -> PodNetwork {
         PodNetwork {
             version: VERSION,
@@ -53,7 +53,7 @@ impl Inspected {
             addresses: self.addresses.clone(),
             routes: self.routes.clone(),
             neighbours: self.neighbours.clone(),
-            mtu: self.mtu.min(underlay.path_mtu.saturating_sub(VXLAN_OVERHEAD)),
+            mtu: self.mtu,
             vni,
             node_address: underlay.source,
         }

@@ -28,7 +28,8 @@ pub struct PodNetwork {
     pub routes: Vec<Route>,
     /// Permanent entries only; some CNI plugins give the gateway's that way.
     pub neighbours: Vec<Neighbour>,
-    /// The largest IP packet, in bytes, that the pod may send; the VM lowers it further if its own path needs that.
+    /// Of the pod's interface on the node, in bytes. The VM's has the same, since neighbours may send as much; what the
+    /// pod itself sends is kept smaller by its routes if the path between VM and node needs that.
     pub mtu: u32,
     /// The VXLAN network identifier, 1 to 2^24-1, unique among the pods of a node.
     pub vni: u32,
@@ -57,6 +58,9 @@ pub struct Route {
     /// Smaller wins; `None` is 0.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub metric: Option<u32>,
+    /// The largest packet, in bytes, to send this way; `None` is the interface's MTU.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub mtu: Option<u32>,
 }
 
 /// How far away a route's destination is, in the kernel's terms.

@@ -88,6 +88,9 @@ impl Netlink {
         if let Some(metric) = route.metric {
             builder = builder.priority(metric);
         }
+        if let Some(mtu) = route.mtu {
+            builder.get_mut().attributes.push(RouteAttribute::Metrics(vec![RouteMetric::Mtu(mtu)]));
+        }
         if route.onlink {
             builder = builder.onlink();
         }
@@ -202,6 +205,7 @@ fn route_of(message: &RouteMessage) -> Route {
         onlink: message.header.flags.contains(RouteFlags::Onlink),
         source: None,
         metric: None,
+        mtu: route_mtu(message),
     };
     for attribute in &message.attributes {
         match attribute {

@@ -24,7 +24,7 @@ fn refusal(value: Value) -> String {
 fn full() -> PodNetwork {
     let net = |text: &str| text.parse::<Ipv4Net>().unwrap();
     let host = |text: &str| text.parse::<Ipv4Addr>().unwrap();
-    let route = Route { destination: None, gateway: None, scope: RouteScope::Global, onlink: false, source: None, metric: None };
+    let route = Route { destination: None, gateway: None, scope: RouteScope::Global, onlink: false, source: None, metric: None, mtu: None };
     PodNetwork {
         version: VERSION,
         interface: "eth0".to_owned(),
@@ -33,10 +33,17 @@ fn full() -> PodNetwork {
         routes: vec![
             Route { destination: Some(net("10.88.0.0/16")), scope: RouteScope::Link, source: Some(host("10.88.0.5")), ..route.clone() },
             Route { gateway: Some(host("10.88.0.1")), ..route.clone() },
-            Route { destination: Some(net("192.0.2.0/24")), gateway: Some(host("198.51.100.1")), onlink: true, metric: Some(7), ..route },
+            Route {
+                destination: Some(net("192.0.2.0/24")),
+                gateway: Some(host("198.51.100.1")),
+                onlink: true,
+                metric: Some(7),
+                mtu: Some(1400),
+                ..route
+            },
         ],
         neighbours: vec![Neighbour { address: host("10.88.0.1"), mac: "02:00:00:00:00:01".parse().unwrap() }],
-        mtu: 1450,
+        mtu: 1500,
         vni: 5005,
         node_address: host("10.93.0.1"),
     }
@@ -132,9 +139,10 @@ prop_compose! {
         onlink in any::<bool>(),
         source in option::of(any::<u32>()),
         metric in option::of(any::<u32>()),
+        mtu in option::of(any::<u32>()),
     ) -> Route {
         let scope = if is_link { RouteScope::Link } else { RouteScope::Global };
-        Route { destination, gateway: gateway.map(Into::into), scope, onlink, source: source.map(Into::into), metric }
+        Route { destination, gateway: gateway.map(Into::into), scope, onlink, source: source.map(Into::into), metric, mtu }
     }
 }
 

@@ -13,7 +13,7 @@ use crate::world::World;
 
 /// All that `ip` and `tc` know of a machine, without counters.
 fn state(machine: &Machine) -> String {
-    let listed = machine.ip("address show\nroute show table all\nneighbour show nud permanent");
+    let listed = machine.ip4("link show\naddress show\nroute show table all\nneighbour show nud permanent");
     let devices = machine.ip("link show");
     let first_lines = devices.lines().filter(|line| !line.starts_with(' '));
     let names = first_lines.map(|line| line.split([':', '@']).nth(1).unwrap().trim());

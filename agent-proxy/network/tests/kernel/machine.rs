@@ -43,6 +43,11 @@ impl Machine {
         run(Command::new("ip").args(["-n", &self.name, "-details", "-batch", "-"]), lines)
     }
 
+    /// As [`Machine::ip`], for IPv4 only: addresses of IPv6 come and change by themselves.
+    pub(crate) fn ip4(&self, lines: &str) -> String {
+        run(Command::new("ip").args(["-4", "-n", &self.name, "-details", "-batch", "-"]), lines)
+    }
+
     /// Runs one `tc` command inside; gives what it prints.
     pub(crate) fn tc(&self, arguments: &str) -> String {
         run(Command::new("tc").args(["-n", &self.name]).args(arguments.split_whitespace()), "")

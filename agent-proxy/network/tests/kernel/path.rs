@@ -5,6 +5,7 @@ use std::thread;
 
 use peerpods_network::VXLAN_OVERHEAD;
 
+use crate::machine::Machine;
 use crate::traffic::{echo, echo_once, receive, udp};
 use crate::world::{BRIDGE, NODE, World};
 
@@ -14,7 +15,7 @@ fn pod_ip_is_answered_in_vm() {
     let pod = world.pod(5);
     let network = pod.connect(&world);
     assert_eq!(network.node_address, NODE);
-    assert_eq!(network.mtu, 1500 - VXLAN_OVERHEAD);
+    assert_eq!(network.mtu, 1500);
 
     let (server, served) = echo_once(&pod.inner, pod.address());
     echo(&world.node, server, 4 << 20);
@@ -38,26 +39,44 @@ fn workload_reaches_node() {
 fn full_size_packets_need_no_fragments_on_the_underlay() {
     let world = World::new();
     let pod = world.pod(5);
-    let network = pod.connect(&world);
+    pod.connect(&world);
     let (inner, inner_address) = udp(&pod.inner, pod.address());
     let (outer, outer_address) = udp(&world.node, BRIDGE);
     // Linux sets "don't fragment" on datagrams that fit. 20 bytes of IP and 8 of UDP fill the packet.
-    let payload = vec![7; usize::try_from(network.mtu).unwrap() - 28];
+    let payload = vec![7; usize::try_from(1500 - VXLAN_OVERHEAD).unwrap() - 28];
     outer.send_to(&payload, inner_address).unwrap();
     assert_eq!(receive(&inner), (outer_address, payload.len()));
     inner.send_to(&payload, outer_address).unwrap();
     assert_eq!(receive(&outer), (inner_address, payload.len()));
     for machine in [&world.node, &pod.vm] {
-        assert_eq!(fragments_made(&machine.inside(|| std::fs::read_to_string("/proc/thread-self/net/snmp").unwrap())), "0");
+        assert_eq!(fragments_made(machine), "0");
     }
 
     let too_large = vec![7; payload.len() + 1];
     inner.send_to(&too_large, outer_address).unwrap();
-    assert_eq!(receive(&outer), (inner_address, too_large.len()), "the pod's own stack fragments what is larger");
+    assert_eq!(receive(&outer), (inner_address, too_large.len()));
+    assert_eq!(fragments_made(&pod.vm), "0", "the pod's own stack fragments what is larger");
+    assert_eq!(fragments_made(&pod.inner), "2");
 }
 
 #[test]
-fn smaller_underlay_makes_the_pod_mtu_smaller() {
+fn neighbours_may_send_as_much_as_to_any_pod() {
+    let world = World::new();
+    let pod = world.pod(5);
+    pod.connect(&world);
+    let (inner, inner_address) = udp(&pod.inner, pod.address());
+    let (outer, outer_address) = udp(&world.node, BRIDGE);
+    // The largest packet that the bridge takes, and a datagram in pieces of that size.
+    for size in [1500 - 28, 60_000] {
+        outer.send_to(&vec![7; size], inner_address).unwrap();
+        assert_eq!(receive(&inner), (outer_address, size));
+        inner.send_to(&vec![7; size], outer_address).unwrap();
+        assert_eq!(receive(&outer), (inner_address, size));
+    }
+}
+
+#[test]
+fn smaller_underlay_makes_the_packets_of_the_pod_smaller() {
     let world = World::new();
     let pod = world.pod(5);
     let network = pod.network(&world);
@@ -65,7 +84,8 @@ fn smaller_underlay_makes_the_pod_mtu_smaller() {
     pod.vm.ip("route replace 10.93.0.1/32 dev eth0 mtu 1400");
     pod.connect_node(&world);
     pod.connect_vm(&network);
-    assert!(pod.inner.ip("link show eth0").contains("mtu 1350"));
+    assert!(pod.inner.ip("link show eth0").contains("mtu 1500"));
+    assert!(pod.inner.ip("route get 10.88.0.1").contains("mtu 1350"));
     let (server, _served) = echo_once(&pod.inner, pod.address());
     echo(&world.node, server, 1 << 20);
 }
@@ -119,7 +139,8 @@ fn twenty_pods_are_connected_at_once() {
 }
 
 /// FragCreates of the first `Ip:` pair of lines.
-fn fragments_made(snmp: &str) -> String {
+fn fragments_made(machine: &Machine) -> String {
+    let snmp = machine.inside(|| std::fs::read_to_string("/proc/thread-self/net/snmp").unwrap());
     let mut lines = snmp.lines().filter(|line| line.starts_with("Ip:"));
     let names = lines.next().unwrap().split_whitespace();
     let values = lines.next().unwrap().split_whitespace();

@@ -10,7 +10,7 @@ fn everything_of_the_interface_is_read() {
     let world = World::new();
     let pod = world.pod(5);
     pod.netns.ip("link set eth0 address 0a:58:0a:58:00:05 mtu 1400\naddress add 10.88.9.5/24 dev eth0\n\
-         route add 10.96.0.0/12 via 10.88.0.1 metric 7\nroute add 192.0.2.0/24 via 198.51.100.1 dev eth0 onlink src 10.88.0.5\n\
+         route add 10.96.0.0/12 via 10.88.0.1 metric 7 mtu 1300\nroute add 192.0.2.0/24 via 198.51.100.1 dev eth0 onlink src 10.88.0.5\n\
          neighbour add 10.88.0.1 lladdr 02:00:00:00:00:01 dev eth0 nud permanent\n\
          neighbour add 10.88.0.9 lladdr 02:00:00:00:00:09 dev eth0 nud reachable");
     let inspected = pod.inspect(&world);
@@ -25,6 +25,7 @@ fn everything_of_the_interface_is_read() {
         onlink: true,
         source: Some("10.88.0.5".parse().unwrap()),
         metric: None,
+        mtu: None,
     };
     assert!(inspected.routes.contains(&onlink), "{:?}", inspected.routes);
     let with_gateway: Vec<bool> = inspected.routes.iter().map(|route| route.gateway.is_some()).collect();
@@ -35,9 +36,11 @@ fn everything_of_the_interface_is_read() {
 fn vm_shows_the_same_network_as_the_node() {
     let world = World::new();
     let pod = world.pod(5);
-    pod.netns.ip("link set eth0 mtu 1400\naddress add 10.88.9.5/24 brd + dev eth0\nroute add 10.96.0.0/12 via 10.88.0.1 metric 7\n\
+    pod.netns.ip(
+        "link set eth0 mtu 1400\naddress add 10.88.9.5/24 brd + dev eth0\nroute add 10.96.0.0/12 via 10.88.0.1 metric 7 mtu 1300\n\
          route add 192.0.2.0/24 via 198.51.100.1 dev eth0 onlink src 10.88.0.5\n\
-         neighbour add 10.88.0.1 lladdr 02:00:00:00:00:01 dev eth0 nud permanent");
+         neighbour add 10.88.0.1 lladdr 02:00:00:00:00:01 dev eth0 nud permanent",
+    );
     pod.connect(&world);
     let shown = |machine: &Machine| {
         let routes = machine.ip("route show\nneighbour show nud permanent");
