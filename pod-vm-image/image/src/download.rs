@@ -123,14 +123,3 @@ impl Read for Compressed {
         Ok(taken)
     }
 }
-
-#[cfg(test)]
-impl Compressed {
-    /// As if these bytes had been downloaded.
-    pub(crate) fn of(bytes: &[u8]) -> Self {
-        let (feeder, compressed) = channel(&Digest::of(bytes));
-        feeder.0.try_send(Step::Chunk(Bytes::copy_from_slice(bytes))).unwrap();
-        feeder.0.try_send(Step::End).unwrap();
-        compressed
-    }
-}

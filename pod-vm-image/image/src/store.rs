@@ -70,6 +70,7 @@ impl StoreConfig {
 
 impl Store {
     /// Takes the folder, making it if need be, and throws away what an earlier process left half done. Layers and mounts stay.
+    /// Blocks while it does so.
     pub fn open(config: StoreConfig) -> Result<Self, OpenError> {
         let path = config.path.clone();
         let prepare = |action| {

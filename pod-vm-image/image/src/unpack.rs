@@ -129,7 +129,7 @@ fn write<R: Read>(
     if entry.kind == EntryType::Directory {
         let folder = tree.put_folder(&names, path)?;
         set_owner_and_mode(&folder, path, &attributes)?;
-        set_xattrs(&folder, path, &entry.xattrs)?;
+        set_xattrs(&folder, path, &entry.xattrs, space)?;
         let time = Deferred::Time { seconds: attributes.seconds, nanos: attributes.nanos };
         let names = names.join(&b'/');
         return tree.pending.push(&names, &time).map_err(|source| LayerError::Write { action: "note", path: printable(path), source });
@@ -152,7 +152,7 @@ fn write<R: Read>(
             let file = tree.replace(&above, name, path, "make", |at, name| fs::openat(at, name, flags, Mode::from_raw_mode(0o600)))?;
             copy(archive, &file, space, path, buffer)?;
             set_owner_and_mode(&file, path, &attributes)?;
-            set_xattrs(&file, path, &entry.xattrs)?;
+            set_xattrs(&file, path, &entry.xattrs, space)?;
             return fs::futimens(&file, &times(&attributes)).map_err(|errno| refuse("set the time of", path, errno));
         }
     }
@@ -231,7 +231,7 @@ fn set_owner_and_mode(file: &OwnedFd, path: &[u8], attributes: &Attributes) -> R
 }
 
 /// File capabilities and users' own attributes. Others are left out: `trusted.*` would steer overlayfs, labels are of other systems.
-fn set_xattrs(file: &OwnedFd, path: &[u8], xattrs: &[(Vec<u8>, Vec<u8>)]) -> Result<(), LayerError> {
+fn set_xattrs(file: &OwnedFd, path: &[u8], xattrs: &[(Vec<u8>, Vec<u8>)], space: &Space) -> Result<(), LayerError> {
     for (name, value) in xattrs {
         let capability = name == b"security.capability";
         if !capability && (!name.starts_with(b"user.") || name.starts_with(b"user.overlay.")) {
@@ -240,6 +240,10 @@ fn set_xattrs(file: &OwnedFd, path: &[u8], xattrs: &[(Vec<u8>, Vec<u8>)]) -> Res
         }
         match fs::fsetxattr(file, name.as_slice(), value, XattrFlags::empty()) {
             Err(Errno::NOTSUP) if !capability => {}
+            // ext4 says "no space" of its one block for attributes.
+            Err(Errno::TOOBIG | Errno::RANGE | Errno::NOSPC) if space.free().is_ok_and(|free| free > 0) => {
+                return Err(LayerError::Path { path: printable(path), reason: "its extended attributes are too large" });
+            }
             other => other.map_err(|errno| refuse("set an extended attribute of", path, errno))?,
         }
     }

@@ -43,6 +43,8 @@ pub(crate) struct Attributes {
     pub(crate) nanos: u32,
 }
 
+/// Of a folder that neither this layer nor one below describes.
+const IMPLIED_MODE: Mode = Mode::from_raw_mode(0o755);
 const FOLDER: OFlags = OFlags::PATH.union(OFlags::DIRECTORY).union(OFlags::CLOEXEC);
 pub(crate) const READ_FOLDER: OFlags = OFlags::RDONLY.union(OFlags::DIRECTORY).union(OFlags::CLOEXEC).union(OFlags::NOFOLLOW);
 const IN_ROOT: ResolveFlags = ResolveFlags::IN_ROOT.union(ResolveFlags::NO_MAGICLINKS).union(ResolveFlags::NO_XDEV);
@@ -52,6 +54,7 @@ impl<'a> Tree<'a> {
     pub(crate) fn new(root: &Path, limits: &'a Limits, pending: Pending) -> io::Result<Self> {
         let root = fs::open(root, READ_FOLDER, Mode::empty())?;
         let root_path = fs::readlink(own_path(&root), Vec::new())?.as_bytes().len();
+        fs::fchmod(&root, IMPLIED_MODE)?;
         let mut tree = Self { root, limits, pending, cached: None, made: 0, root_path };
         fs::fsetxattr(&tree.root, IMPLIED, b"", XattrFlags::empty())?;
         tree.pending.push(b"", &Deferred::Inherit)?;
@@ -120,10 +123,10 @@ impl<'a> Tree<'a> {
     /// Makes a folder where nothing or a whiteout is. In place of a whiteout it hides what the whiteout hid.
     fn make_folder(&mut self, above: &OwnedFd, name: &[u8], path: &[u8], implied: bool) -> Result<(), LayerError> {
         self.check_depth(above, path)?;
-        let replaced = match fs::mkdirat(above, name, Mode::from_raw_mode(0o755)) {
+        let replaced = match fs::mkdirat(above, name, IMPLIED_MODE) {
             Err(Errno::EXIST) if is_whiteout(above, name).unwrap_or(false) => {
                 fs::unlinkat(above, name, AtFlags::empty())
-                    .and_then(|()| fs::mkdirat(above, name, Mode::from_raw_mode(0o755)))
+                    .and_then(|()| fs::mkdirat(above, name, IMPLIED_MODE))
                     .map_err(|errno| refuse("make the folder", path, errno))?;
                 true
             }
@@ -133,6 +136,8 @@ impl<'a> Tree<'a> {
             other => other.map(|()| false).map_err(|errno| refuse("make the folder", path, errno))?,
         };
         let folder = fs::openat(above, name, READ_FOLDER, Mode::empty()).map_err(|errno| refuse("open the folder", path, errno))?;
+        // The process's umask has a say in mkdir only.
+        fs::fchmod(&folder, IMPLIED_MODE).map_err(|errno| refuse("set the mode of", path, errno))?;
         let marks = [(OPAQUE, &b"y"[..], replaced), (IMPLIED, b"", implied)];
         for (mark, value, _) in marks.into_iter().filter(|(_, _, wanted)| *wanted) {
             fs::fsetxattr(&folder, mark, value, XattrFlags::empty()).map_err(|errno| refuse("mark the folder", path, errno))?;
