@@ -1,0 +1,106 @@
+//! The agent role: from an anonymous machine to a pod.
+//!
+//! ```text
+//! boot configuration -> own network -> guest channel listens -> Bind (once) -> agent connections
+//! ```
+//!
+//! One tokio runtime, everything in one process: the channel's end, the Bind, the Kata agent, image pulls. Tasks belong to [`run`],
+//! which ends when the channel's listener does, on SIGTERM, or with an error; PID 1 then ends the machine. Nothing is recovered: a
+//! machine serves one pod and is deleted.
+
+mod cdh_config;
+mod isolation;
+mod logs;
+mod pod;
+mod resolver;
+mod rootfs;
+
+use std::net::Ipv4Addr;
+use std::process::ExitCode;
+use std::sync::Arc;
+use std::time::Duration;
+
+use anyhow::{Context as _, Result};
+use nix::sys::signal::SigSet;
+use peerpods_attester::Attester;
+use peerpods_network::guest::bring_up;
+use peerpods_tunnel::AgentStream;
+use peerpods_tunnel::guest::{GuestConfig, GuestEndpoint};
+use peerpods_tunnel::user_data::UserData;
+use tokio::net::TcpListener;
+use tokio::signal::unix::{SignalKind, signal};
+use tokio::sync::mpsc;
+use tokio::task::JoinSet;
+
+use crate::boot::{self, Item, Level};
+use crate::console;
+use pod::{BoundAgent, PodSetup};
+
+/// The machine's own interface.
+const UNDERLAY: &str = "eth0";
+/// How long the interface may take to appear; its driver is loaded already.
+const LINK_APPEARS_WITHIN: Duration = Duration::from_secs(10);
+
+/// Runs until the machine should stop.
+pub(crate) fn main() -> ExitCode {
+    // PID 1 blocks the signals that it reads from a descriptor, and children inherit that.
+    if SigSet::all().thread_unblock().is_err() {
+        return ExitCode::FAILURE;
+    }
+    logs::start();
+    let result = match tokio::runtime::Builder::new_multi_thread().enable_all().build() {
+        Ok(runtime) => runtime.block_on(run()),
+        Err(error) => Err(error.into()),
+    };
+    match result {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            tracing::error!("{error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+async fn run() -> Result<()> {
+    let mut terminate = signal(SignalKind::terminate())?;
+    let level = Level::detect();
+    let config = level.boot_config();
+    let network = boot::network(config.as_ref())?;
+    let instance_id = boot::instance_id(config.as_ref())?;
+    let user_data = UserData::decode(&config.read(Item::UserData)?)?;
+    bring_up(UNDERLAY, &network, LINK_APPEARS_WITHIN).await?;
+    resolver::write(&network.dns)?;
+    console::event("network");
+
+    let attester = Attester::for_tee(&user_data.tee)?;
+    let bound = BoundAgent::default();
+    let setup = PodSetup::new(attester, UNDERLAY, bound.clone());
+    let (endpoint, streams) = GuestEndpoint::new(GuestConfig { user_data, instance_id }, setup)?;
+    let address = (Ipv4Addr::UNSPECIFIED, peerpods_tunnel::PORT);
+    let listener = TcpListener::bind(address).await.with_context(|| format!("listen on port {}", address.1))?;
+    console::event_with("listening", u64::from(address.1));
+    tokio::select! {
+        result = endpoint.serve(listener) => result.context("serve the guest channel"),
+        () = serve_streams(streams, bound) => Ok(()),
+        _ = terminate.recv() => Ok(()),
+    }
+}
+
+/// Gives every agent stream to the agent, each in a task of this function's.
+async fn serve_streams(mut streams: mpsc::Receiver<AgentStream>, bound: BoundAgent) {
+    let mut connections = JoinSet::new();
+    loop {
+        tokio::select! {
+            stream = streams.recv() => match (stream, bound.get()) {
+                (Some(stream), Some(agent)) => {
+                    let agent = Arc::clone(agent);
+                    connections.spawn(async move { peerpods_agent::serve(&agent, stream).await });
+                }
+                // The channel admits streams of a bound machine only.
+                (Some(_), None) => console::event("stream-before-bind"),
+                (None, _) => return,
+            },
+            Some(_) = connections.join_next() => {}
+        }
+    }
+}

@@ -1,0 +1,40 @@
+//! Container root file systems: images pulled into the store on the scratch disk.
+
+use std::path::Path;
+use std::time::Duration;
+
+use async_trait::async_trait;
+use peerpods_agent::{RootfsError, RootfsSource};
+use peerpods_image::{OpenError, PullPolicy, Store, StoreConfig};
+
+/// Longer than any shim waits; it ends a pull whose registry drips.
+const PULL_WITHIN: Duration = Duration::from_secs(30 * 60);
+
+/// The store of this machine with the policy of its pod.
+pub(super) struct ImageRootfs {
+    store: Store,
+    policy: PullPolicy,
+}
+
+impl ImageRootfs {
+    /// Opens the store below the scratch folder.
+    pub(super) fn open(scratch: &Path, policy: PullPolicy) -> Result<Self, OpenError> {
+        Ok(Self { store: Store::open(StoreConfig::new(scratch.join("images")))?, policy })
+    }
+}
+
+#[async_trait]
+impl RootfsSource for ImageRootfs {
+    async fn pull(&self, image: &str, _container_id: &str, target: &Path) -> Result<(), RootfsError> {
+        let pull = self.store.pull(image, &self.policy, None);
+        let pulled = match tokio::time::timeout(PULL_WITHIN, pull).await {
+            Ok(result) => result.map_err(|e| RootfsError::new(format!("pull image {image}"), e))?,
+            Err(elapsed) => return Err(RootfsError::new(format!("pull image {image}"), elapsed)),
+        };
+        self.store.mount(&pulled, target).await.map_err(|e| RootfsError::new(format!("mount image {image}"), e))
+    }
+
+    async fn remove(&self, container_id: &str, target: &Path) -> Result<(), RootfsError> {
+        self.store.unmount(target).await.map_err(|e| RootfsError::new(format!("unmount the image of container {container_id}"), e))
+    }
+}
