@@ -58,7 +58,7 @@ pub enum Outcome {
 pub struct Seen {
     /// What was seen.
     pub instance: Instance,
-    /// When: a listing that began before cannot contradict it.
+    /// When: a listing that did not begin later cannot contradict it.
     pub at: Duration,
 }
 
@@ -184,11 +184,11 @@ impl Observed {
     }
 
     fn take_listing(&mut self, instances: Vec<Instance>, began: Duration, now: Duration) {
-        self.instances.retain(|_, seen| seen.at > began);
+        self.instances.retain(|_, seen| seen.at >= began);
         // What was found gone while this listing was made may still be in it; older findings have done their service.
-        self.gone.retain(|id, at| *at > began || self.adopted.contains_key(id));
+        self.gone.retain(|id, at| *at >= began || self.adopted.contains_key(id));
         for instance in instances {
-            if self.gone.get(&instance.id).is_none_or(|at| *at <= began) {
+            if self.gone.get(&instance.id).is_none_or(|at| *at < began) {
                 self.instances.entry(instance.id.clone()).or_insert(Seen { instance, at: began });
             }
         }

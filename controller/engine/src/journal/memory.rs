@@ -36,6 +36,11 @@ impl MemoryJournal {
         Self { store: Arc::clone(&self.store), epoch: store.epoch }
     }
 
+    /// The same opening, for two holders.
+    pub fn share(&self) -> Self {
+        Self { store: Arc::clone(&self.store), epoch: self.epoch }
+    }
+
     fn store(&self) -> Result<MutexGuard<'_, Store>, JournalError> {
         let store = self.store.lock().unwrap_or_else(PoisonError::into_inner);
         if store.epoch == self.epoch { Ok(store) } else { Err(JournalError::Fenced) }

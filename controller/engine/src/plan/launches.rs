@@ -57,7 +57,7 @@ impl Planner<'_> {
             return;
         }
         let tried = observed.tried.get(&launch.token).copied();
-        let is_absent = observed.listed.is_some_and(|began| tried.is_none_or(|tried: Duration| began >= tried));
+        let is_absent = observed.listed.is_some_and(|began| tried.is_none_or(|tried: Duration| began > tried));
         if is_absent {
             self.remove(RecordKey::launch(&launch.token), "it is not wanted and the cloud knows nothing of it");
         } else {

@@ -39,7 +39,7 @@ impl Planner<'_> {
             Some(seen) => state_health(&seen.instance),
             None => {
                 let adopted = observed.adopted.get(&pod_vm.instance_id).copied().unwrap_or_default();
-                if observed.listed.is_some_and(|began| began >= adopted) { Health::Missing } else { Health::Unknown }
+                if observed.listed.is_some_and(|began| began > adopted) { Health::Missing } else { Health::Unknown }
             }
         }
     }

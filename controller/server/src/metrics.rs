@@ -1,0 +1,151 @@
+//! `/metrics`, for Prometheus.
+//!
+//! Everything is counted from the engine's published totals when it is asked for; nothing is kept here. hyper speaks the HTTP: GET only,
+//! a few connections at once, each with time limits. There is no TLS and no authentication: bind it where only the scraper reaches it.
+
+use std::convert::Infallible;
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::Bytes;
+use http_body_util::Full;
+use hyper::body::Incoming;
+use hyper::service::service_fn;
+use hyper::{Method, Request, Response, StatusCode};
+use hyper_util::rt::{TokioIo, TokioTimer};
+use peerpods_engine::Totals;
+use prometheus_client::collector::Collector;
+use prometheus_client::encoding::{DescriptorEncoder, EncodeMetric};
+use prometheus_client::metrics::MetricType;
+use prometheus_client::metrics::counter::ConstCounter;
+use prometheus_client::metrics::gauge::ConstGauge;
+use prometheus_client::registry::Registry;
+use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::{Semaphore, watch};
+use tokio::task::JoinSet;
+
+/// Connections served at once; others wait in the kernel's queue.
+const MAX_CONNECTIONS: usize = 8;
+/// How long a connection may take for its request's head.
+const HEAD_DEADLINE: Duration = Duration::from_secs(5);
+/// How long a connection may last. A scraper that keeps it open dials again.
+const CONNECTION_DEADLINE: Duration = Duration::from_secs(120);
+
+/// Listens, and says where.
+pub(crate) async fn bind(address: SocketAddr) -> std::io::Result<TcpListener> {
+    let listener = TcpListener::bind(address).await?;
+    tracing::info!(address = %listener.local_addr()?, "serving metrics");
+    Ok(listener)
+}
+
+/// Serves until dropped.
+pub(crate) async fn serve(listener: TcpListener, totals: watch::Receiver<Totals>) {
+    let mut registry = Registry::default();
+    registry.register_collector(Box::new(EngineTotals(totals)));
+    let registry = Arc::new(registry);
+    let slots = Arc::new(Semaphore::new(MAX_CONNECTIONS));
+    let mut connections = JoinSet::new();
+    loop {
+        while connections.try_join_next().is_some() {}
+        let Ok(slot) = Arc::clone(&slots).acquire_owned().await else { return };
+        match listener.accept().await {
+            Ok((stream, _)) => {
+                let registry = Arc::clone(&registry);
+                connections.spawn(async move {
+                    let _slot = slot;
+                    let _ = tokio::time::timeout(CONNECTION_DEADLINE, serve_connection(stream, &registry)).await;
+                });
+            }
+            Err(error) => {
+                // Out of file descriptors, most likely: wait for some to come back.
+                tracing::warn!(%error, "cannot accept a metrics connection");
+                tokio::time::sleep(Duration::from_secs(1)).await;
+            }
+        }
+    }
+}
+
+async fn serve_connection(stream: TcpStream, registry: &Arc<Registry>) {
+    let respond = service_fn(|request: Request<Incoming>| {
+        let registry = Arc::clone(registry);
+        async move { Ok::<_, Infallible>(respond(&request, &registry)) }
+    });
+    let served = hyper::server::conn::http1::Builder::new()
+        .timer(TokioTimer::new())
+        .header_read_timeout(HEAD_DEADLINE)
+        .max_buf_size(16 << 10)
+        .serve_connection(TokioIo::new(stream), respond);
+    if let Err(error) = served.await {
+        tracing::debug!(%error, "a metrics connection broke");
+    }
+}
+
+fn respond(request: &Request<Incoming>, registry: &Registry) -> Response<Full<Bytes>> {
+    let plain = |status, text: String| {
+        let mut response = Response::new(Full::new(Bytes::from(text)));
+        *response.status_mut() = status;
+        response
+    };
+    match (request.method(), request.uri().path()) {
+        (&Method::GET, "/metrics") => {
+            let mut text = String::new();
+            match prometheus_client::encoding::text::encode(&mut text, registry) {
+                Ok(()) => {
+                    let mut response = plain(StatusCode::OK, text);
+                    let kind = hyper::header::HeaderValue::from_static("application/openmetrics-text; version=1.0.0; charset=utf-8");
+                    response.headers_mut().insert(hyper::header::CONTENT_TYPE, kind);
+                    response
+                }
+                Err(error) => plain(StatusCode::INTERNAL_SERVER_ERROR, format!("{error}\n")),
+            }
+        }
+        (&Method::GET, _) => plain(StatusCode::NOT_FOUND, "try /metrics\n".to_owned()),
+        _ => plain(StatusCode::METHOD_NOT_ALLOWED, "GET only\n".to_owned()),
+    }
+}
+
+#[derive(Debug)]
+struct EngineTotals(watch::Receiver<Totals>);
+
+impl Collector for EngineTotals {
+    fn encode(&self, mut encoder: DescriptorEncoder<'_>) -> Result<(), std::fmt::Error> {
+        let totals = self.0.borrow().clone();
+        let mut gauges = |name, help, values: Vec<(&'static str, &'static str, u64)>| {
+            let mut metric = encoder.encode_descriptor(name, help, None, MetricType::Gauge)?;
+            for (label, value, count) in values {
+                ConstGauge::new(count).encode(metric.encode_family(&[(label, value)])?)?;
+            }
+            Ok(())
+        };
+        let claims = ["open", "failed", "released"].map(|status| ("status", status, count(&totals.claims, status)));
+        gauges("peerpods_claims", "Claims by status", claims.to_vec())?;
+        let states = ["intended", "launching", "running", "claimed", "deleting"];
+        let pod_vms = states.map(|state| ("state", state, count(&totals.pod_vms, state)));
+        gauges("peerpods_pod_vms", "Pod VMs by state", pod_vms.to_vec())?;
+
+        let unowned = encoder.encode_descriptor(
+            "peerpods_unowned_instances",
+            "Instances with our owner tag that no record accounts for; they are being deleted",
+            None,
+            MetricType::Gauge,
+        )?;
+        ConstGauge::new(totals.unowned).encode(unowned)?;
+
+        let mut calls = encoder.encode_descriptor("peerpods_provider_calls", "Calls of the provider", None, MetricType::Counter)?;
+        for (result, counts) in [("ok", &totals.calls), ("error", &totals.call_failures)] {
+            for (call, count) in counts {
+                ConstCounter::new(*count).encode(calls.encode_family(&[("call", *call), ("result", result)])?)?;
+            }
+        }
+        let mut writes = encoder.encode_descriptor("peerpods_journal_writes", "Writes of the Journal", None, MetricType::Counter)?;
+        for (result, count) in [("ok", totals.journal_writes.saturating_sub(totals.journal_failures)), ("error", totals.journal_failures)] {
+            ConstCounter::new(count).encode(writes.encode_family(&[("result", result)])?)?;
+        }
+        Ok(())
+    }
+}
+
+fn count(counts: &std::collections::BTreeMap<&'static str, u64>, name: &str) -> u64 {
+    counts.get(name).copied().unwrap_or_default()
+}
