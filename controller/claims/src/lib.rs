@@ -5,6 +5,8 @@
 //! deadline; a lost connection is dialled again by the next call.
 
 mod client;
+#[cfg(test)]
+mod compat_tests;
 mod convert;
 mod service;
 mod types;

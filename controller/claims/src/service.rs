@@ -10,6 +10,7 @@ use std::time::Duration;
 use async_trait::async_trait;
 use futures::{Stream, StreamExt as _};
 use tokio::net::UnixListener;
+use tokio::sync::watch;
 use tokio_stream::wrappers::UnixListenerStream;
 use tonic::{Request, Response, Status};
 
@@ -37,7 +38,7 @@ pub trait Claims: Send + Sync + 'static {
 pub(crate) const REPEAT_AFTER: Duration = Duration::from_secs(15);
 /// Watches that one connection may have open: more pods than a node runs.
 const MAX_STREAMS: u32 = 2048;
-/// How long calls may take to end once the service stops; watches end with it.
+/// How long calls may take to end once the service stops; watches end at once.
 const DRAIN: Duration = Duration::from_secs(2);
 
 /// Listens on `socket`, mode 0600. The name appears only when the mode is set; a socket that a dead process left is replaced.
@@ -63,16 +64,16 @@ pub async fn serve(
     service: Arc<dyn Claims>,
     stop: impl Future<Output = ()>,
 ) -> Result<(), tonic::transport::Error> {
-    let service =
-        ClaimsServer::new(Adapter(service)).max_decoding_message_size(MAX_MESSAGE_BYTES).max_encoding_message_size(MAX_MESSAGE_BYTES);
-    let (stopping, stopped) = tokio::sync::watch::channel(false);
+    let (stopping, stopped) = watch::channel(false);
+    let service = ClaimsServer::new(Adapter { service, stopped: stopped.clone() })
+        .max_decoding_message_size(MAX_MESSAGE_BYTES)
+        .max_encoding_message_size(MAX_MESSAGE_BYTES);
     let stop = async move {
         stop.await;
-        let _ = stopping.send(true);
+        stopping.send_replace(true);
     };
     let overdue = async {
-        let mut stopped = stopped;
-        let _ = stopped.wait_for(|is_stopped| *is_stopped).await;
+        until_true(stopped).await;
         tokio::time::sleep(DRAIN).await;
     };
     let server = tonic::transport::Server::builder()
@@ -85,30 +86,40 @@ pub async fn serve(
     }
 }
 
-struct Adapter(Arc<dyn Claims>);
+struct Adapter {
+    service: Arc<dyn Claims>,
+    /// Watches end with the service; otherwise they would keep it from ending.
+    stopped: watch::Receiver<bool>,
+}
 
 #[async_trait]
 impl Stub for Adapter {
     type WatchStream = Pin<Box<dyn Stream<Item = Result<proto::ClaimReply, Status>> + Send>>;
 
     async fn claim(&self, request: Request<proto::ClaimRequest>) -> Result<Response<proto::ClaimReply>, Status> {
-        let claim = self.0.claim(request.into_inner().try_into()?).await?;
+        let claim = self.service.claim(request.into_inner().try_into()?).await?;
         Ok(Response::new(claim.into()))
     }
 
     async fn get(&self, request: Request<proto::GetRequest>) -> Result<Response<proto::ClaimReply>, Status> {
-        Ok(Response::new(self.0.get(&request.into_inner().key).await?.into()))
+        Ok(Response::new(self.service.get(&request.into_inner().key).await?.into()))
     }
 
     async fn watch(&self, request: Request<proto::WatchRequest>) -> Result<Response<Self::WatchStream>, Status> {
-        let states = self.0.watch(&request.into_inner().key).await?;
-        Ok(Response::new(Box::pin(repeating(states).map(|item| item.map(Into::into).map_err(Into::into)))))
+        let states = self.service.watch(&request.into_inner().key).await?;
+        let replies = repeating(states).map(|item| item.map(Into::into).map_err(Into::into));
+        Ok(Response::new(Box::pin(replies.take_until(Box::pin(until_true(self.stopped.clone()))))))
     }
 
     async fn release(&self, request: Request<proto::ReleaseRequest>) -> Result<Response<proto::ReleaseReply>, Status> {
-        self.0.release(&request.into_inner().key).await?;
+        self.service.release(&request.into_inner().key).await?;
         Ok(Response::new(proto::ReleaseReply {}))
     }
+}
+
+/// Done when the value is true, or nobody can set it any more.
+async fn until_true(mut value: watch::Receiver<bool>) {
+    let _ = value.wait_for(|is_true| *is_true).await;
 }
 
 /// The same stream, with its last item again whenever nothing new has come for a while.

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 use peerpods_controller_api::{
-    Class, ClassName, ClassRecord, ClaimId, ClaimKey, ClaimRecord, ClaimStatus, Mib, NodeName, PodRef, Record, RecordKey,
+    ClaimId, ClaimKey, ClaimRecord, ClaimStatus, Class, ClassName, ClassRecord, Mib, NodeName, PodRef, Record, RecordKey,
 };
 
 use crate::Records;

@@ -3,8 +3,8 @@
 use std::collections::{BTreeMap, HashMap};
 
 use peerpods_controller_api::{
-    ClaimId, ClaimKey, ClaimRecord, ClaimRef, ClaimStatus, ClassName, ClassRecord, InstanceId, LaunchRecord, LaunchToken, PodVmRecord, Record,
-    RecordKey, RecordKind,
+    ClaimId, ClaimKey, ClaimRecord, ClaimRef, ClaimStatus, ClassName, ClassRecord, InstanceId, LaunchRecord, LaunchToken, PodVmRecord,
+    Record, RecordKey, RecordKind,
 };
 
 /// All records by their keys. Changed only after the Journal has accepted a write.

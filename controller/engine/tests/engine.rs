@@ -48,12 +48,7 @@ impl Console for FakeConsole {
 
 impl World {
     fn new() -> Self {
-        Self {
-            cloud: FakeCloud::new(),
-            journal: MemoryJournal::new(),
-            journal_faults: Arc::default(),
-            next_random: Arc::default(),
-        }
+        Self { cloud: FakeCloud::new(), journal: MemoryJournal::new(), journal_faults: Arc::default(), next_random: Arc::default() }
     }
 
     /// Starts a controller that dies when the fuse blows.
@@ -237,7 +232,11 @@ async fn instance_that_dies_while_claimed_fails_the_claim_with_its_console() {
     for (name, is_removed) in [("stops", false), ("vanishes", true)] {
         controller.handle.claim(spec(name)).await.expect("claimed");
         let id = assigned(&controller, name).await;
-        if is_removed { world.cloud.vanish(&id) } else { world.cloud.kill(&id) }
+        if is_removed {
+            world.cloud.vanish(&id)
+        } else {
+            world.cloud.kill(&id)
+        }
         let (during, cause) = failed(&controller, name).await;
         assert_eq!(during, "claimed");
         assert!(cause.contains(&format!("{id}: kernel panic")), "{cause}");

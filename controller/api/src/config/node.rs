@@ -37,8 +37,8 @@ impl Configuration for NodeConfig {
     }
 }
 
-/// The kernel's limit on a unix socket's path, without the final zero.
-const MAX_SOCKET_PATH: usize = 107;
+/// The kernel's limit on a unix socket's path (107 bytes and a zero), less the four of the suffix that a socket has until its mode is set.
+const MAX_SOCKET_PATH: usize = 103;
 
 pub(super) fn check_socket(key: &'static str, path: &Path) -> Result<(), (&'static str, String)> {
     match path.as_os_str().len() {

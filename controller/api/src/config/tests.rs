@@ -128,9 +128,9 @@ metrics = "127.0.0.1:0"
 "#;
     let config: NodeConfig = load_text(text, &[], &[]).expect("loads");
     assert_eq!(config.node.as_str(), "node-1");
-    let long = format!("hypervisor_socket=/{}", "x".repeat(107));
+    let long = format!("hypervisor_socket=/{}", "x".repeat(103));
     let error = load_text::<NodeConfig>(text, &[], &[&long]).expect_err("too long for the kernel");
-    assert_eq!(error.to_string(), "hypervisor_socket (--set): a socket's path has 1 to 107 bytes, this one 108");
+    assert_eq!(error.to_string(), "hypervisor_socket (--set): a socket's path has 1 to 103 bytes, this one 104");
 }
 
 #[derive(Debug, Serialize, serde::Deserialize)]
