@@ -1,0 +1,269 @@
+//! One container: its parts, its first process, its execs.
+//!
+//! [`Parts`] know how to be taken away again, however far the container got; the same code undoes a failed creation and removes
+//! a container that has run.
+
+use std::collections::HashMap;
+use std::ffi::OsString;
+use std::fs;
+use std::io;
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use nix::sys::signal::Signal;
+use oci_spec::runtime::{LinuxCapabilities, Spec};
+use peerpods_protos::oci;
+use ttrpc::Code;
+
+use crate::RootfsSource;
+use crate::cgroup::Cgroup;
+use crate::confine::Grants;
+use crate::control::Command;
+use crate::failure::{Failure, chain};
+use crate::oom::OomWatch;
+use crate::process::{Phase, Process};
+use crate::storage;
+use crate::translate;
+
+/// A container that was created.
+#[derive(Debug)]
+pub(crate) struct Container {
+    pub(crate) parts: Parts,
+    pub(crate) init: Arc<Process>,
+    pub(crate) oom: Arc<OomWatch>,
+    execs: Mutex<HashMap<String, Exec>>,
+    exec_counter: AtomicU64,
+    /// What an exec gets that brings none of its own.
+    capabilities: Option<LinuxCapabilities>,
+    has_no_new_privileges: bool,
+}
+
+/// What exists for a container outside of its processes.
+#[derive(Debug)]
+pub(crate) struct Parts {
+    pub(crate) id: String,
+    pub(crate) cgroup: Cgroup,
+    /// `<share>/<id>`, with the root filesystem in `rootfs`.
+    pub(crate) folder: PathBuf,
+    /// `<share>/shared/containers`, with files copied for it.
+    pub(crate) copied: PathBuf,
+    /// With `config.json`.
+    pub(crate) bundle: PathBuf,
+    /// libcontainer's state folder of all containers.
+    pub(crate) state_root: PathBuf,
+    /// Bind mounts made for it.
+    pub(crate) mounts: Vec<PathBuf>,
+    /// Whether the [`RootfsSource`] was asked for its root.
+    pub(crate) is_pulled: bool,
+}
+
+#[derive(Debug)]
+enum Exec {
+    Building,
+    Built(Arc<Process>),
+}
+
+/// Removal waits that long for the first process to be reaped once all processes are gone.
+const REAP_DEADLINE: Duration = Duration::from_secs(10);
+/// Execs that ended but were not waited for.
+const MAX_EXECS: usize = 1024;
+
+impl Parts {
+    /// The root filesystem.
+    pub(crate) fn rootfs(&self) -> PathBuf {
+        self.folder.join("rootfs")
+    }
+
+    /// Takes everything away. Goes on after an error and reports the first one.
+    pub(crate) async fn take_away(&self, source: &dyn RootfsSource) -> Result<(), Failure> {
+        let mut first: Option<Failure> = None;
+        let mut note = |what: &str, result: io::Result<()>| {
+            if let Err(error) = result
+                && error.kind() != io::ErrorKind::NotFound
+            {
+                first.get_or_insert(Failure::because(what, &error));
+            }
+        };
+        note("killing processes", self.cgroup.kill_all().await);
+        note("removing the cgroup", self.cgroup.remove());
+        self.mounts.iter().rev().for_each(|mount| storage::unmount(mount));
+        if self.is_pulled {
+            let removed = source.remove(&self.id, &self.rootfs()).await;
+            note("removing the root filesystem", removed.map_err(|error| io::Error::other(chain(&error))));
+        }
+        note("removing the container's folder", fs::remove_dir_all(&self.folder));
+        note("removing the bundle", fs::remove_dir_all(&self.bundle));
+        note("removing the runtime's state", fs::remove_dir_all(self.state_root.join(&self.id)));
+        note("removing copied files", remove_with_prefix(&self.copied, &format!("{}-", self.id)));
+        first.map_or(Ok(()), Err)
+    }
+
+    /// The command that has a runner build the container.
+    pub(crate) fn create_command(&self, terminal: bool) -> Command {
+        Command::Create { container_id: self.id.clone(), bundle: self.bundle.clone(), root: self.state_root.clone(), terminal }
+    }
+}
+
+impl Container {
+    /// From what was built.
+    pub(crate) fn new(parts: Parts, init: Arc<Process>, oom: Arc<OomWatch>, spec: &Spec) -> Self {
+        let process = spec.process().as_ref();
+        Self {
+            parts,
+            init,
+            oom,
+            execs: Mutex::default(),
+            exec_counter: AtomicU64::new(0),
+            capabilities: process.and_then(|process| process.capabilities().clone()),
+            has_no_new_privileges: process.and_then(oci_spec::runtime::Process::no_new_privileges).unwrap_or(false),
+        }
+    }
+
+    fn lock(&self) -> std::sync::MutexGuard<'_, HashMap<String, Exec>> {
+        self.execs.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn is_init(&self, exec_id: &str) -> bool {
+        exec_id.is_empty() || exec_id == self.parts.id
+    }
+
+    /// A process by its exec id; the first one's is empty or the container's.
+    pub(crate) fn process(&self, exec_id: &str) -> Option<Arc<Process>> {
+        if self.is_init(exec_id) {
+            return Some(self.init.clone());
+        }
+        match self.lock().get(exec_id) {
+            Some(Exec::Built(process)) => Some(process.clone()),
+            _ => None,
+        }
+    }
+
+    /// Forgets an exec whose end and output are known to the client.
+    pub(crate) async fn forget_finished(&self, exec_id: &str) {
+        let Some(process) = self.process(exec_id) else { return };
+        if !self.is_init(exec_id) && process.is_finished().await {
+            self.lock().remove(exec_id);
+        }
+    }
+
+    /// Runs another process.
+    pub(crate) async fn exec(&self, exec_id: &str, from: &oci::Process, grants: &Grants, runner: &[OsString]) -> Result<(), Failure> {
+        if self.is_init(exec_id) {
+            return Err(Failure::invalid("an exec needs an id of its own"));
+        }
+        if self.init.phase() != Phase::Running {
+            return Err(Failure::new(Code::FAILED_PRECONDITION, "the container is not running"));
+        }
+        let mut process = translate::process(from)?;
+        if process.capabilities().is_none() {
+            process.set_capabilities(self.capabilities.clone());
+        }
+        process.set_no_new_privileges(Some(process.no_new_privileges().unwrap_or(false) || self.has_no_new_privileges));
+        grants.limit(&mut process);
+        let number = self.exec_counter.fetch_add(1, Ordering::Relaxed);
+        let file = self.parts.bundle.join(format!("exec-{number}.json"));
+        let text = serde_json::to_vec(&process).map_err(|error| Failure::because("writing the process", &error))?;
+
+        let mut reserved = Reserved::new(self, exec_id)?;
+        fs::write(&file, text).map_err(|error| Failure::because("writing the process", &error))?;
+        let command = Command::Exec {
+            container_id: self.parts.id.clone(),
+            process: file.clone(),
+            root: self.parts.state_root.clone(),
+            terminal: from.Terminal,
+        };
+        let oom = self.oom.clone();
+        let built = Process::build(runner, command, move || oom.check()).await;
+        let _ = fs::remove_file(&file);
+        let built = built.map_err(Failure::internal)?;
+        set_size(&built, from);
+        reserved.fill(built);
+        Ok(())
+    }
+
+    /// Signals a process, or with SIGKILL and no exec id every process of the container.
+    pub(crate) async fn signal(&self, exec_id: &str, signal: i32) -> Result<(), Failure> {
+        let process = self.process(exec_id).ok_or_else(Failure::nothing_to_signal)?;
+        let is_kill = signal == Signal::SIGKILL as i32;
+        if self.is_init(exec_id) && is_kill {
+            return self.parts.cgroup.kill_all().await.map_err(|error| Failure::because("killing the container", &error));
+        }
+        // The kernel drops a signal to pid 1 that has no handler. kata-agent makes a kill of a TERM that would have no effect.
+        let is_lost = self.is_init(exec_id) && signal == Signal::SIGTERM as i32 && !catches(process.pid(), signal);
+        let signal = if is_lost { Signal::SIGKILL as i32 } else { signal };
+        process.signal(signal).await.map_err(|_| Failure::nothing_to_signal())
+    }
+
+    /// Kills and takes away everything.
+    pub(crate) async fn remove(&self, source: &dyn RootfsSource) -> Result<(), Failure> {
+        let removed = self.parts.take_away(source).await;
+        if tokio::time::timeout(REAP_DEADLINE, self.init.wait()).await.is_err() {
+            return Err(Failure::internal("the container's first process was not reaped"));
+        }
+        removed
+    }
+}
+
+/// An exec id that is taken while its process is built, and free again if that fails.
+struct Reserved<'a> {
+    container: &'a Container,
+    exec_id: &'a str,
+    is_filled: bool,
+}
+
+impl<'a> Reserved<'a> {
+    fn new(container: &'a Container, exec_id: &'a str) -> Result<Self, Failure> {
+        let mut execs = container.lock();
+        if execs.len() >= MAX_EXECS {
+            return Err(Failure::new(Code::RESOURCE_EXHAUSTED, "too many execs"));
+        }
+        if execs.contains_key(exec_id) {
+            return Err(Failure::new(Code::ALREADY_EXISTS, "the exec exists already"));
+        }
+        execs.insert(exec_id.to_owned(), Exec::Building);
+        Ok(Self { container, exec_id, is_filled: false })
+    }
+
+    fn fill(&mut self, process: Arc<Process>) {
+        self.container.lock().insert(self.exec_id.to_owned(), Exec::Built(process));
+        self.is_filled = true;
+    }
+}
+
+impl Drop for Reserved<'_> {
+    fn drop(&mut self) {
+        if !self.is_filled {
+            self.container.lock().remove(self.exec_id);
+        }
+    }
+}
+
+/// Gives a new terminal the size that the request brings.
+pub(crate) fn set_size(process: &Process, from: &oci::Process) {
+    if let Some(size) = from.ConsoleSize.as_ref() {
+        let short = |value: u32| u16::try_from(value).unwrap_or(u16::MAX);
+        if let Err(error) = process.resize(short(size.Height), short(size.Width)) {
+            tracing::warn!(%error, "setting the size of a terminal");
+        }
+    }
+}
+
+/// Whether a process has a handler for a signal. True when it cannot be found out.
+fn catches(pid: i32, signal: i32) -> bool {
+    let status = fs::read_to_string(format!("/proc/{pid}/status")).unwrap_or_default();
+    let caught = status.lines().find_map(|line| line.strip_prefix("SigCgt:"));
+    let caught = caught.and_then(|hex| u64::from_str_radix(hex.trim(), 16).ok()).unwrap_or(u64::MAX);
+    u32::try_from(signal - 1).ok().and_then(|bit| caught.checked_shr(bit)).is_none_or(|bits| bits & 1 == 1)
+}
+
+fn remove_with_prefix(folder: &Path, prefix: &str) -> io::Result<()> {
+    for entry in fs::read_dir(folder)? {
+        let entry = entry?;
+        if entry.file_name().to_string_lossy().starts_with(prefix) {
+            if entry.file_type()?.is_dir() { fs::remove_dir_all(entry.path())? } else { fs::remove_file(entry.path())? }
+        }
+    }
+    Ok(())
+}

@@ -1,0 +1,117 @@
+//! What the agent and a runner say to each other, over one `SOCK_SEQPACKET` socket that is the runner's standard input.
+//!
+//! A message is one packet of JSON, with descriptors attached where said. The runner gets exactly one [`Command::Create`] or
+//! [`Command::Exec`] first. Its last message is [`Report::Exited`] or [`Report::Failed`]; a closed socket tells either side that
+//! the other one died.
+
+use std::io::{self, IoSlice, IoSliceMut};
+use std::mem::MaybeUninit;
+use std::os::fd::{BorrowedFd, OwnedFd};
+use std::path::PathBuf;
+
+use rustix::net::{
+    RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, SendAncillaryBuffer, SendAncillaryMessage, SendFlags, recvmsg, sendmsg,
+};
+use serde::de::DeserializeOwned;
+use serde::{Deserialize, Serialize};
+
+/// What the agent asks of a runner.
+#[derive(Debug, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub(crate) enum Command {
+    /// Build a container up to the point where its first process waits for [`Command::Start`].
+    /// Attached: standard input, output and error, unless `terminal`.
+    Create {
+        /// The container.
+        container_id: String,
+        /// Folder with `config.json`.
+        bundle: PathBuf,
+        /// libcontainer's state folder.
+        root: PathBuf,
+        /// Give the process a terminal of its own.
+        terminal: bool,
+    },
+    /// Run another process in a started container. Attached as for [`Command::Create`].
+    Exec {
+        /// The container.
+        container_id: String,
+        /// File with the OCI process.
+        process: PathBuf,
+        /// libcontainer's state folder.
+        root: PathBuf,
+        /// Give the process a terminal of its own.
+        terminal: bool,
+    },
+    /// Let the created process go.
+    Start,
+    /// Signal the process.
+    Signal {
+        /// Number of the signal.
+        signal: i32,
+    },
+}
+
+/// What a runner tells the agent.
+#[derive(Debug, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub(crate) enum Report {
+    /// The process exists; after [`Command::Exec`] it runs already. Attached with `terminal`: the terminal's controlling side.
+    Created {
+        /// In the agent's pid namespace.
+        pid: i32,
+    },
+    /// [`Command::Start`] is done.
+    Started,
+    /// It did not work; nothing is left.
+    Failed {
+        /// For the pod's events.
+        message: String,
+    },
+    /// The process has ended and is reaped.
+    Exited {
+        /// Exit code, or 128 + signal.
+        status: i32,
+    },
+}
+
+/// The largest packet; paths and one error text fit in.
+const MAX_PACKET_BYTES: usize = 16 * 1024;
+const MAX_DESCRIPTORS: usize = 3;
+
+/// Sends one packet.
+pub(crate) fn send<T: Serialize>(socket: BorrowedFd<'_>, message: &T, descriptors: &[BorrowedFd<'_>]) -> io::Result<()> {
+    let packet = serde_json::to_vec(message)?;
+    if packet.len() > MAX_PACKET_BYTES {
+        return Err(io::Error::new(io::ErrorKind::InvalidInput, "control message too long"));
+    }
+    let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(MAX_DESCRIPTORS))];
+    let mut ancillary = SendAncillaryBuffer::new(&mut space);
+    if !descriptors.is_empty() && !ancillary.push(SendAncillaryMessage::ScmRights(descriptors)) {
+        return Err(io::Error::new(io::ErrorKind::InvalidInput, "too many descriptors"));
+    }
+    sendmsg(socket, &[IoSlice::new(&packet)], &mut ancillary, SendFlags::NOSIGNAL)?;
+    Ok(())
+}
+
+/// Receives one packet; `None` when the other side is gone.
+pub(crate) fn receive<T: DeserializeOwned>(socket: BorrowedFd<'_>) -> io::Result<Option<(T, Vec<OwnedFd>)>> {
+    let mut packet = vec![0; MAX_PACKET_BYTES];
+    let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(MAX_DESCRIPTORS))];
+    let mut ancillary = RecvAncillaryBuffer::new(&mut space);
+    let length = match recvmsg(socket, &mut [IoSliceMut::new(&mut packet)], &mut ancillary, RecvFlags::CMSG_CLOEXEC) {
+        Ok(received) => received.bytes,
+        Err(rustix::io::Errno::CONNRESET) => 0,
+        Err(error) => return Err(error.into()),
+    };
+    let mut descriptors = Vec::new();
+    for message in ancillary.drain() {
+        if let RecvAncillaryMessage::ScmRights(received) = message {
+            descriptors.extend(received);
+        }
+    }
+    if length == 0 {
+        return Ok(None);
+    }
+    let message = serde_json::from_slice(packet.get(..length).unwrap_or_default())?;
+    Ok(Some((message, descriptors)))
+}
