@@ -149,3 +149,50 @@ impl Collector for EngineTotals {
 fn count(counts: &std::collections::BTreeMap<&'static str, u64>, name: &str) -> u64 {
     counts.get(name).copied().unwrap_or_default()
 }
+
+#[cfg(test)]
+mod tests {
+    use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+
+    use super::*;
+
+    async fn ask(address: SocketAddr, request: &str) -> String {
+        let mut stream = TcpStream::connect(address).await.expect("connects");
+        stream.write_all(request.as_bytes()).await.expect("is sent");
+        let mut answer = String::new();
+        stream.read_to_string(&mut answer).await.expect("is answered");
+        answer
+    }
+
+    #[tokio::test]
+    async fn totals_are_served_and_nothing_else() {
+        let totals = Totals { unowned: 3, pod_vms: [("claimed", 2)].into(), calls: [("launch", 5)].into(), ..Totals::default() };
+        let (_sender, totals) = watch::channel(totals);
+        let listener = bind(SocketAddr::from(([127, 0, 0, 1], 0))).await.expect("binds");
+        let address = listener.local_addr().expect("has one");
+        let mut server = JoinSet::new();
+        server.spawn(serve(listener, totals));
+
+        let answer = ask(address, "GET /metrics HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n").await;
+        assert!(answer.starts_with("HTTP/1.1 200"), "{answer}");
+        for line in [
+            "peerpods_pod_vms{state=\"claimed\"} 2",
+            "peerpods_pod_vms{state=\"deleting\"} 0",
+            "peerpods_unowned_instances 3",
+            "peerpods_provider_calls_total{call=\"launch\",result=\"ok\"} 5",
+            "# EOF",
+        ] {
+            assert!(answer.contains(line), "{line} is not in:\n{answer}");
+        }
+        let answer = ask(address, "GET / HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n").await;
+        assert!(answer.starts_with("HTTP/1.1 404"), "{answer}");
+        let answer = ask(address, "POST /metrics HTTP/1.1\r\nhost: x\r\nconnection: close\r\ncontent-length: 0\r\n\r\n").await;
+        assert!(answer.starts_with("HTTP/1.1 405"), "{answer}");
+        let long = format!("GET /{} HTTP/1.1\r\nhost: x\r\n\r\n", "x".repeat(100_000));
+        let mut stream = TcpStream::connect(address).await.expect("connects");
+        let _ = stream.write_all(long.as_bytes()).await;
+        let mut answer = Vec::new();
+        let _ = stream.read_to_end(&mut answer).await;
+        assert!(!answer.starts_with(b"HTTP/1.1 200"), "a head beyond the limit is not read");
+    }
+}
