@@ -32,7 +32,7 @@ pub struct LocalSettings {
     /// QEMU accelerator: `auto` boots a canary with KVM once and falls back to TCG.
     #[serde(default)]
     pub accelerator: Accelerator,
-    /// The host's TSC frequency in kHz, for hosts where it is neither in CPUID nor in the kernel log; `None` finds it out.
+    /// The host's TSC frequency in kHz, for hosts where neither the kernel nor CPUID tells it; `None` finds it out.
     /// Only software emulation needs it: the guest has no other clock to measure its own by.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub tsc_khz: Option<u32>,

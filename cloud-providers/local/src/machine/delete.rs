@@ -14,7 +14,7 @@ use super::netlink::Netlink;
 use super::{Host, MachineError, Phase, ProcessId, Record};
 
 /// How long a caller waits for a killed process; what is not over by then is finished by a later call.
-const END_LIMIT: Duration = Duration::from_secs(3);
+pub(super) const END_LIMIT: Duration = Duration::from_secs(3);
 
 impl Host {
     /// Marks a machine as going, kills its process and removes it if that ends soon. Later calls and [`Host::settle`] finish the rest.
@@ -105,7 +105,7 @@ impl Host {
 }
 
 #[cfg(feature = "sandbox")]
-fn remove_cgroups(record: &Record) -> Result<(), MachineError> {
+pub(super) fn remove_cgroups(record: &Record) -> Result<(), MachineError> {
     match record.level {
         Level::Qemu => Ok(()),
         Level::Sandbox => {
@@ -116,7 +116,7 @@ fn remove_cgroups(record: &Record) -> Result<(), MachineError> {
 }
 
 #[cfg(not(feature = "sandbox"))]
-fn remove_cgroups(record: &Record) -> Result<(), MachineError> {
+pub(super) fn remove_cgroups(record: &Record) -> Result<(), MachineError> {
     match record.level {
         Level::Qemu => Ok(()),
         Level::Sandbox => Err(no_sandbox()),

@@ -239,3 +239,29 @@ fn random() -> io::Result<[u8; 6]> {
     File::open("/dev/urandom")?.read_exact(&mut random)?;
     Ok(random)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::machine::ProcessId;
+
+    #[test]
+    fn record_of_v1_is_read_and_written_as_it_was() {
+        let text = include_str!("../../../../tests/compat/machine/v1/machine.json");
+        let record = parse(text.as_bytes()).expect("a record");
+        let process = ProcessId { pid: 4711, start_ticks: 1000, boot_id: "0f6ad1c2-7b3a-4c58-9f4e-0f2d8a3f5b11".to_owned() };
+        assert_eq!((record.phase, record.level, record.process.clone()), (Phase::Started, Level::Qemu, Some(process)));
+        assert_eq!((record.address, record.request.user_data.as_slice()), (Ipv4Addr::new(10, 93, 0, 5), &b"{}"[..]));
+        assert_eq!((record.link().as_str(), record.mac()), ("pp0123456789ab", [0x02, 0x70, 10, 93, 0, 5]));
+        assert!(!record.is_alive());
+        let written = serde_json::to_value(&record).expect("JSON");
+        assert_eq!(written, serde_json::from_str::<serde_json::Value>(text).expect("JSON"));
+    }
+
+    #[test]
+    fn record_of_another_version_is_refused_by_its_version() {
+        let said = parse(br#"{"version": 2, "new": true}"#).expect_err("refused");
+        assert!(said.contains("version Some(2)"), "{said}");
+        assert!(parse(b"{}").is_err() && parse(b"").is_err());
+    }
+}

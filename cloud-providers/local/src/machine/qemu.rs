@@ -128,7 +128,7 @@ impl Plan<'_> {
     }
 }
 
-/// Waits until QEMU is set up, plugs its tap in and lets the guest go. Can be done again at any time.
+/// Waits until QEMU is set up, plugs its tap in and lets the guest go.
 pub(crate) fn let_go(
     folder: &Path,
     process: &ProcessId,

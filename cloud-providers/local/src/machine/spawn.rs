@@ -55,8 +55,9 @@ impl Waiting {
     }
 
     /// Lets it go on and waits until it has become the machine or says why not.
-    pub(crate) fn go(mut self) -> Result<(), MachineError> {
+    pub(crate) fn go(mut self, pass: &dyn Fn(&'static str)) -> Result<(), MachineError> {
         self.go.write_all(b"g").map_err(|error| start_machine(format!("the process has ended: {error}")))?;
+        pass("process-told-to-go");
         let said = read(&mut self.report, Until::End).map_err(|error| start_machine(format!("the process says nothing: {error}")))?;
         match said.trim() {
             "" => Ok(()),

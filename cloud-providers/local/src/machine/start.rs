@@ -7,14 +7,15 @@ use std::path::Path;
 use peerpods_cloud_api::InstanceId;
 use peerpods_cloud_api::settings::local::Level;
 
-use super::files::create_folder;
+use super::delete::END_LIMIT;
+use super::files::{create_folder, none_if_missing};
 use super::helper::Start;
 use super::qemu::{self, Image, Plan};
 use super::spawn::Waiting;
-use super::{Host, MachineError, Phase, Record, accelerator, network};
+use super::{Host, MachineError, Phase, Record, accelerator, network, qmp};
 
 impl Host {
-    /// Starts a planned machine, wherever an earlier try stopped. One that is started or deleting stays as it is.
+    /// Starts a planned machine, anew where an earlier try stopped. One that is started or deleting stays as it is.
     pub fn start(&self, id: &InstanceId) -> Result<Record, MachineError> {
         let folder = self.folder(id)?;
         let _lock = self.lock_machine(&folder)?;
@@ -22,16 +23,20 @@ impl Host {
         if record.phase != Phase::Planned {
             return Ok(record);
         }
-        if !record.is_alive() {
-            self.prepare(&folder, &record)?;
-            let waiting = Waiting::spawn(&folder)?;
-            self.crash_points.pass("process-made");
-            record.process = Some(waiting.id().clone());
-            self.write(&record)?;
-            self.crash_points.pass("process-recorded");
-            waiting.go()?;
-            self.crash_points.pass("process-told-to-go");
+        // Whether an earlier try's process was told to go on cannot be known, and nobody was told of the machine yet.
+        if let Some(process) = &record.process
+            && !process.kill(END_LIMIT).map_err(MachineError::file("kill process of", &folder))?
+        {
+            return Err(MachineError::StartMachine { detail: format!("process {} of an earlier try does not end", process.pid) });
         }
+        self.prepare(&folder, &record)?;
+        let waiting = Waiting::spawn(&folder)?;
+        self.crash_points.pass("process-made");
+        record.process = Some(waiting.id().clone());
+        self.write(&record)?;
+        self.crash_points.pass("process-recorded");
+        waiting.go(&|step| self.crash_points.pass(step))?;
+        self.crash_points.pass("process-is-machine");
         if let (Level::Qemu, Some(process)) = (record.level, &record.process) {
             qemu::let_go(&folder, process, &self.bridge, &record.link(), &|step| self.crash_points.pass(step))?;
             self.crash_points.pass("guest-let-go");
@@ -42,8 +47,13 @@ impl Host {
         Ok(record)
     }
 
-    /// Makes the files and, for a sandbox, the link. Done anew after a crash.
+    /// Makes the files and, for a sandbox, the link; all anew, as the guest of an earlier try may have come far.
     fn prepare(&self, folder: &Path, record: &Record) -> Result<(), MachineError> {
+        super::delete::remove_cgroups(record)?;
+        for name in ["console.log", "process.log", qmp::SOCKET] {
+            let path = folder.join(name);
+            none_if_missing(fs::remove_file(&path)).map_err(MachineError::file("remove", &path))?;
+        }
         create_folder(&folder.join("boot"))?;
         let network = network::boot_file(&self.settings, record);
         for (name, content) in
@@ -88,7 +98,9 @@ impl Host {
         use super::sandbox::SandboxStart;
 
         for name in ["root", "scratch"] {
-            create_folder(&folder.join(name))?;
+            let path = folder.join(name);
+            none_if_missing(fs::remove_dir_all(&path)).map_err(MachineError::file("remove", &path))?;
+            create_folder(&path)?;
         }
         self.crash_points.pass("scratch-made");
         let (link, peer) = (record.link(), format!("pg{}", record.suffix()));

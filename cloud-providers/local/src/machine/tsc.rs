@@ -2,6 +2,8 @@
 //!
 //! QEMU's TCG answers `rdtsc` with the host's counter; a microvm has no PIT, HPET or PM timer to measure it by, and its kernel stops
 //! at boot unless `tsc_early_khz` tells it. An error of 1e-5 makes the guest's clock drift by a second a day.
+//!
+//! Reading the counter ourselves to measure it takes an unsafe instruction, which this crate does without.
 
 use std::arch::x86_64::__cpuid;
 use std::io::{ErrorKind, Read as _};
@@ -14,13 +16,13 @@ use peerpods_cloud_api::settings::local::LocalSettings;
 use super::MachineError;
 use super::facts::Facts;
 
-/// From the settings, what was found earlier in this boot, CPUID, or the kernel's log, in this order.
+/// From the settings, what was found earlier in this boot, or what the kernel and CPUID say, in this order.
 pub(crate) fn khz(settings: &LocalSettings) -> Result<u32, MachineError> {
     let mut facts = Facts::read(&settings.state_dir);
     if let Some(known) = settings.tsc_khz.or(facts.tsc_khz) {
         return Ok(known);
     }
-    let missing = "the host's TSC frequency is neither in CPUID nor in the kernel log; set provider.local.tsc_khz";
+    let missing = "neither the kernel nor CPUID tells the host's TSC frequency; set provider.local.tsc_khz";
     let found = find().ok_or_else(|| MachineError::invalid(missing))?;
     // The log is a ring: what it says now may be gone by the next start.
     facts.tsc_khz = Some(found);
@@ -30,7 +32,7 @@ pub(crate) fn khz(settings: &LocalSettings) -> Result<u32, MachineError> {
 
 /// What this host itself says, without the settings.
 pub(crate) fn find() -> Option<u32> {
-    from_sysfs().or_else(from_kernel_log).or_else(from_cpuid)
+    from_sysfs().or_else(from_kernel_log).or_else(from_cpuinfo).or_else(from_cpuid)
 }
 
 fn from_sysfs() -> Option<u32> {
@@ -61,7 +63,28 @@ fn from_log_line(line: &str) -> Option<u32> {
     let line = line.split_once(';').map_or(line, |(_, message)| message);
     let text = line.trim_start().strip_prefix("tsc: ")?;
     let text = text.strip_prefix("Detected ").or_else(|| text.strip_prefix("Refined TSC clocksource calibration: "))?;
-    let (mhz, fraction) = text.split_once(" MHz")?.0.split_once('.')?;
+    parse_mhz(text.split_once(" MHz")?.0)
+}
+
+/// `cpu MHz` of `/proc/cpuinfo` where the kernel has nothing to measure it by and so shows what it calibrated: in most VMs.
+fn from_cpuinfo() -> Option<u32> {
+    if Path::new("/sys/devices/system/cpu/cpu0/cpufreq").exists() {
+        return None;
+    }
+    from_cpuinfo_text(&std::fs::read_to_string("/proc/cpuinfo").ok()?)
+}
+
+fn from_cpuinfo_text(text: &str) -> Option<u32> {
+    let field = |name: &str| {
+        text.lines().find_map(|line| line.split_once(':').filter(|(key, _)| key.trim() == name).map(|(_, value)| value.trim()))
+    };
+    let has = |flag: &str| field("flags").is_some_and(|flags| flags.split(' ').any(|one| one == flag));
+    (has("constant_tsc") && !has("aperfmperf")).then(|| parse_mhz(field("cpu MHz")?)).flatten()
+}
+
+/// `2596.124` in kHz.
+fn parse_mhz(text: &str) -> Option<u32> {
+    let (mhz, fraction) = text.split_once('.')?;
     let khz = mhz.parse::<u32>().ok()?.checked_mul(1000)?.checked_add(fraction.parse().ok()?)?;
     (fraction.len() == 3).then_some(khz).filter(is_plausible)
 }
@@ -103,5 +126,8 @@ mod tests {
         {
             assert_eq!(from_log_line(other), None, "{other}");
         }
+        let cpuinfo = "processor\t: 0\ncpu MHz\t\t: 2596.124\nflags\t\t: fpu constant_tsc\n";
+        assert_eq!(from_cpuinfo_text(cpuinfo), Some(2_596_124));
+        assert_eq!(from_cpuinfo_text(&cpuinfo.replace("fpu", "aperfmperf")), None);
     }
 }

@@ -54,7 +54,7 @@ impl Host {
         }
         let known = || super::facts::Facts::read(&self.settings.state_dir).tsc_khz;
         if self.settings.accelerator != Accelerator::Kvm && self.settings.tsc_khz.or_else(known).or_else(tsc::find).is_none() {
-            missing.push("the host's TSC frequency is neither in CPUID nor in the kernel log; set provider.local.tsc_khz".to_owned());
+            missing.push("neither the kernel nor CPUID tells the host's TSC frequency; set provider.local.tsc_khz".to_owned());
         }
     }
 
