@@ -37,13 +37,16 @@ impl Host {
     }
 
     /// Finishes what was begun: deletes whose process has ended, folders that are no machines, a bridge without machines.
+    ///
+    /// One machine that cannot be removed keeps no other from being removed; the last error is given.
     pub fn settle(&self) -> Result<(), MachineError> {
-        for record in self.all()? {
-            if record.phase == Phase::Deleting {
-                self.settle_one(&record)?;
+        let mut settled = Ok(());
+        for record in self.all()?.iter().filter(|record| record.phase == Phase::Deleting) {
+            if let Err(error) = self.settle_one(record) {
+                settled = Err(error);
             }
         }
-        self.remove_bridge_if_unused().map(drop)
+        settled.and(self.remove_bridge_if_unused().map(drop))
     }
 
     /// Kills again, as a crash may have come before, and removes the machine if it has ended. True when it is gone.

@@ -9,7 +9,7 @@
 use std::convert::Infallible;
 use std::ffi::{CString, OsString};
 use std::fs::{File, OpenOptions};
-use std::io::{Read as _, Write as _};
+use std::io::{Read as _, Write};
 use std::os::fd::{AsFd as _, OwnedFd};
 use std::os::unix::ffi::OsStrExt as _;
 use std::os::unix::process::CommandExt as _;
@@ -54,7 +54,7 @@ pub fn machine_helper_main(args: impl IntoIterator<Item = OsString>) -> ExitCode
     match done {
         Ok(()) => ExitCode::SUCCESS,
         Err(detail) => {
-            println!("error {}", detail.replace('\n', " "));
+            say(std::io::stdout(), &format!("error {}", detail.replace('\n', " ")));
             ExitCode::FAILURE
         }
     }
@@ -70,6 +70,11 @@ fn close_inherited() {
     }
 }
 
+/// Tells the other end, which may be gone; the process made then reads end-of-file and exits.
+fn say(mut to: impl Write, line: &str) {
+    let _ = writeln!(to, "{line}").and_then(|()| to.flush());
+}
+
 fn start(folder: &Path) -> Result<(), String> {
     let start = read_start(folder)?;
     #[cfg(feature = "sandbox")]
@@ -80,7 +85,7 @@ fn start(folder: &Path) -> Result<(), String> {
     let mut command = Command::new("/proc/self/exe");
     command.arg0("peerpods-machine").args([MACHINE_HELPER, "run"]).arg(folder);
     let child = command.spawn().map_err(|error| format!("spawning the machine's process: {error}"))?;
-    println!("pid {}", child.id());
+    say(std::io::stdout(), &format!("pid {}", child.id()));
     Ok(())
 }
 
@@ -88,7 +93,7 @@ fn run(folder: &Path) -> Result<(), String> {
     // The copy is closed by `exec`, which is how the other end learns that it went well.
     let report = std::io::stdout().as_fd().try_clone_to_owned().map_err(|error| format!("copying standard output: {error}"))?;
     let Err(detail) = prepare_and_exec(folder) else { return Ok(()) };
-    let _ = writeln!(File::from(report), "error {}", detail.replace('\n', " "));
+    say(File::from(report), &format!("error {}", detail.replace('\n', " ")));
     Ok(())
 }
 

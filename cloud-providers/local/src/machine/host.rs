@@ -12,7 +12,7 @@ use peerpods_cloud_api::{InstanceId, InstanceType, LaunchRequest, LaunchToken, T
 
 use super::files::{self, create_folder, none_if_missing, read_if_there, sync_folder, write_durably};
 use super::netlink::Netlink;
-use super::network::Bridge;
+use super::network::{Bridge, Found};
 use super::record::VERSION;
 use super::{CrashPoints, MachineError, Phase, Record, address, console, types};
 
@@ -67,6 +67,7 @@ impl Host {
 
     /// Records the machines of a launch before anything of them exists, or finds those that an earlier call recorded.
     ///
+    /// An error of kind [`MachineError::Invalid`] means that nothing was recorded.
     /// A launch whose planning was cut short has fewer machines for ever; a token is free again once all its machines are gone.
     pub fn plan(&self, request: &LaunchRequest) -> Result<Vec<Record>, MachineError> {
         self.check(request)?;
@@ -77,6 +78,10 @@ impl Host {
         let mut planned = of_token(&all, &request.token);
         if planned.iter().any(|record| record.request != *request) {
             return Err(MachineError::TokenTaken { token: request.token.to_string() });
+        }
+        let mut netlink = Netlink::open().map_err(MachineError::network("open netlink for", &self.settings.bridge))?;
+        if self.bridge.find(&mut netlink)? == Found::Foreign {
+            return Err(self.bridge.foreign());
         }
         if planned.is_empty() {
             let mut used: HashSet<Ipv4Addr> = all.iter().map(|record| record.address).collect();
@@ -90,7 +95,6 @@ impl Host {
             return Err(MachineError::NoAddress { gateway: self.settings.gateway });
         }
         // Here, because the lock keeps it from being removed between the records and the links.
-        let mut netlink = Netlink::open().map_err(MachineError::network("open netlink for", &self.settings.bridge))?;
         self.bridge.ensure(&mut netlink)?;
         self.crash_points.pass("bridge-made");
         Ok(planned)

@@ -254,9 +254,9 @@ pub(crate) fn foreign_link_of_the_bridges_name_is_left_alone() {
             let Some(ProviderError::InvalidRequest { detail }) = error else { bail!("{error:?}") };
             ensure!(detail.contains("peerpods0 exists and is not ours"), "{detail}");
         }
-        world.provider().list(&owner()).await?;
+        ensure!(world.provider().list(&owner()).await?.is_empty());
         ip(&["link", "delete", "peerpods0"])?;
-        // Planned machines are there; the same launch goes on now.
+        world.check_nothing_is_left()?;
         provider.launch(&request("token-1", 1, "")).await?;
         world.delete_all(&provider).await
     });

@@ -11,6 +11,7 @@ use peerpods_cloud_api::{
     CloudProvider as _, Instance, InstanceId, InstanceState, LaunchRequest, LaunchToken, Mib, OwnerTag, ProviderError, Tee,
 };
 use peerpods_cloud_local::LocalProvider;
+use peerpods_cloud_local::machine::Host;
 
 /// More than anything here takes on a loaded host.
 pub(crate) const LIMIT: Duration = Duration::from_secs(60);
@@ -124,6 +125,18 @@ pub(crate) fn request(token: &str, count: u32, user_data: &str) -> LaunchRequest
         tee: Tee::Sample,
         count,
         user_data: user_data.as_bytes().to_vec(),
+    }
+}
+
+impl Drop for World {
+    /// What a failed test leaves must not outlive it: its folder, which goes next, is all that is known of its machines.
+    fn drop(&mut self) {
+        let Ok(host) = Host::new(self.settings()) else { return };
+        for record in host.all().into_iter().flatten() {
+            if let Err(error) = host.delete(&record.id) {
+                eprintln!("machine {} stays behind: {error}", record.id);
+            }
+        }
     }
 }
 
