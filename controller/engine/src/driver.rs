@@ -4,6 +4,9 @@
 //! at a time. When the Journal fails, nothing is decided until it answers again; when somebody else has written to it, it is loaded
 //! anew; when it is fenced, the driver stops. Dropping the driver cancels everything; the next one finds out what took effect.
 
+mod log;
+mod requests;
+
 use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
 use std::time::Duration;
@@ -12,13 +15,14 @@ use async_trait::async_trait;
 use futures::future::{BoxFuture, FutureExt as _};
 use futures::stream::{FuturesUnordered, StreamExt as _};
 use peerpods_cloud_api::{CloudProvider, InstanceId, LaunchRequest, OwnerTag, ProviderError, Tee};
-use peerpods_controller_api::{ClaimId, ClaimKey, Class, ClassName, LaunchToken, Record, RecordKey, RecordKind};
+use peerpods_controller_api::{ClaimKey, Class, ClassName, LaunchToken, Record};
 use tokio::sync::{mpsc, watch};
 use tokio::time::Instant;
 
-use crate::handle::{Handle, Request, RequestError};
+use crate::handle::{Handle, Request};
 use crate::plan::{Input, Write, plan};
-use crate::{Call, ClaimView, Journal, JournalError, Observed, Outcome, Records, Revision, Timing, Totals, admission, view};
+use crate::store::Store;
+use crate::{Call, ClaimView, Journal, JournalError, Observed, Outcome, Timing, Totals, admission, view};
 
 /// Reads what a machine has last written to its console; an ability that not every provider has.
 #[async_trait]
@@ -59,13 +63,10 @@ pub enum DriverError {
 pub struct Driver {
     parts: Parts,
     started: Instant,
-    records: Records,
-    revisions: HashMap<RecordKey, Revision>,
+    store: Store,
     observed: Observed,
-    /// No decision is made before this time: the Journal has failed.
+    /// No decision is made before this time, because the Journal has failed so many times in a row.
     journal_pause: Option<(Duration, u32)>,
-    /// Records in memory may differ from the stored ones.
-    is_stale: bool,
     calls: FuturesUnordered<BoxFuture<'static, (Call, Duration, Outcome)>>,
     requests: mpsc::Receiver<Request>,
     watchers: HashMap<ClaimKey, watch::Sender<ClaimView>>,
@@ -86,13 +87,11 @@ impl Driver {
         let (sender, requests) = mpsc::channel(QUEUE);
         let (published, totals) = watch::channel(Totals::default());
         let driver = Self {
+            store: Store::new(Arc::clone(&parts.journal)),
             parts,
             started: Instant::now(),
-            records: Records::default(),
-            revisions: HashMap::new(),
             observed: Observed::default(),
             journal_pause: None,
-            is_stale: true,
             calls: FuturesUnordered::new(),
             requests,
             watchers: HashMap::new(),
@@ -105,10 +104,14 @@ impl Driver {
     /// Runs until `stop` is done; instances keep running. Returns early only when it cannot go on.
     pub async fn run(mut self, stop: impl Future<Output = ()>) -> Result<(), DriverError> {
         self.load().await?;
-        for write in admission::admit_classes(&self.records, &self.parts.classes) {
+        for write in admission::admit_classes(&self.store.records, &self.parts.classes) {
             self.write(&write).await?;
         }
-        tracing::info!(claims = self.records.claims.len(), pod_vms = self.records.pod_vms.len(), "the engine has loaded its records");
+        tracing::info!(
+            claims = self.store.records.claims.len(),
+            pod_vms = self.store.records.pod_vms.len(),
+            "the engine has loaded its records"
+        );
         tokio::pin!(stop);
         loop {
             let wake = self.settle(Act::Fully).await?;
@@ -159,7 +162,7 @@ impl Driver {
             if let Some((until, _)) = self.journal_pause.filter(|(until, _)| *until > self.now()) {
                 return Ok(Some(until));
             }
-            if self.is_stale
+            if self.store.is_stale()
                 && let Err(error) = self.load().await
             {
                 self.journal_failed(error)?;
@@ -167,7 +170,7 @@ impl Driver {
             }
             let now = self.now();
             let Parts { owner, timing, .. } = &self.parts;
-            let plan = plan(&Input { records: &self.records, observed: &self.observed, owner, timing, now });
+            let plan = plan(&Input { records: &self.store.records, observed: &self.observed, owner, timing, now });
             for call in plan.calls.into_iter().filter(|_| act == Act::Fully) {
                 self.start(call);
             }
@@ -176,7 +179,7 @@ impl Driver {
             }
             for (write, why) in &plan.writes {
                 match self.write(write).await {
-                    Ok(()) => log_write(write, why),
+                    Ok(()) => log::written(&self.store.records, write, why),
                     Err(error) => {
                         self.journal_failed(error)?;
                         break;
@@ -223,7 +226,7 @@ impl Driver {
 
     /// The same request for the same record, every time.
     fn launch_request(&self, token: &LaunchToken) -> Option<LaunchRequest> {
-        let launch = self.records.launches.get(token)?;
+        let launch = self.store.records.launches.get(token)?;
         Some(LaunchRequest {
             token: launch.token.clone(),
             owner: self.parts.owner.clone(),
@@ -247,17 +250,11 @@ impl Driver {
     // ---------------------------------------------------------------------------------------------- records
 
     async fn load(&mut self) -> Result<(), JournalError> {
-        let stored = self.parts.journal.load().await?;
-        (self.records, self.revisions) = (Records::default(), HashMap::new());
-        for stored in stored {
-            self.revisions.insert(stored.record.key(), stored.revision);
-            self.records.insert(stored.record);
-        }
+        self.store.load().await?;
         let now = self.now();
-        for id in self.records.pod_vms.keys() {
+        for id in self.store.records.pod_vms.keys() {
             self.observed.adopt(id, now);
         }
-        self.is_stale = false;
         Ok(())
     }
 
@@ -266,46 +263,22 @@ impl Driver {
         self.totals.journal_writes += 1;
         match write {
             Write::Put(record) => {
-                let key = record.key();
-                let revision = self.parts.journal.put(record, self.revisions.get(&key).copied()).await?;
-                self.revisions.insert(key, revision);
+                self.store.put(record).await?;
                 if let Record::PodVm(pod_vm) = record {
                     self.observed.adopt(&pod_vm.instance_id, self.now());
                 }
-                self.records.insert(record.clone());
             }
-            Write::Remove(key) => {
-                if let Some(revision) = self.revisions.get(key) {
-                    self.parts.journal.remove(key, *revision).await?;
-                }
-                self.revisions.remove(key);
-                self.forget(key);
-                self.records.remove(key);
-            }
+            Write::Remove(key) => match self.store.remove(key).await? {
+                Some(Record::PodVm(pod_vm)) => self.observed.forget_instance(&pod_vm.instance_id),
+                Some(Record::Launch(launch)) => self.observed.forget_launch(&launch.token),
+                Some(Record::Claim(_) | Record::Class(_)) | None => {}
+            },
         }
         self.journal_pause = None;
         Ok(())
     }
 
-    /// Forgets what was observed only for a record that is removed.
-    fn forget(&mut self, key: &RecordKey) {
-        let Self { records, observed, .. } = self;
-        match key.kind {
-            RecordKind::PodVm => {
-                if let Some(id) = records.pod_vms.keys().find(|id| id.as_str() == key.name) {
-                    observed.forget_instance(id);
-                }
-            }
-            RecordKind::Launch => {
-                if let Some(token) = records.launches.keys().find(|token| token.as_str() == key.name) {
-                    observed.forget_launch(token);
-                }
-            }
-            RecordKind::Claim | RecordKind::Class => {}
-        }
-    }
-
-    /// A failed write may have taken effect: memory is stale until the Journal has been loaded again.
+    /// A failed write may have taken effect: nothing is decided until the Journal has been loaded again.
     fn journal_failed(&mut self, error: JournalError) -> Result<(), DriverError> {
         self.totals.journal_failures += 1;
         match error {
@@ -316,90 +289,25 @@ impl Driver {
                 let pause = self.parts.timing.retry(times, jitter);
                 tracing::warn!(error = &error as &dyn std::error::Error, times, "the journal failed; it will be loaded again");
                 self.journal_pause = Some((self.now() + pause, times));
-                self.is_stale = true;
                 Ok(())
             }
         }
     }
 
-    // --------------------------------------------------------------------------------------------- requests
-
-    async fn answer(&mut self, request: Request) -> Result<(), DriverError> {
-        match request {
-            Request::Claim(spec, reply) => {
-                let result = self.claim(*spec).await?;
-                let _ = reply.send(result);
-            }
-            Request::Get(key, reply) => drop(reply.send(self.view(&key))),
-            Request::Watch(key, reply) => {
-                let now = self.view(&key);
-                let sender = self.watchers.entry(key).or_insert_with(|| watch::channel(now).0);
-                let _ = reply.send(sender.subscribe());
-            }
-            Request::Release(key, reply) => {
-                let result = self.release(&key).await?;
-                let _ = reply.send(result);
-            }
-            Request::ReleaseAll(reply) => {
-                let mut result = Ok(());
-                for key in self.records.claims.keys().cloned().collect::<Vec<_>>() {
-                    result = result.and(self.release(&key).await?);
-                }
-                let _ = reply.send(result);
-            }
-        }
-        Ok(())
-    }
-
-    async fn claim(&mut self, spec: admission::ClaimSpec) -> Result<Result<ClaimView, RequestError>, DriverError> {
-        let (key, id) = (spec.key.clone(), ClaimId::from_random((self.parts.random)()));
-        let pod = spec.pod.clone();
-        let record = match admission::admit_claim(&self.records, spec, id) {
-            Ok(record) => record,
-            Err(refusal) => return Ok(Err(refusal.into())),
-        };
-        if let Err(error) = self.record(record).await? {
-            return Ok(Err(error));
-        }
-        tracing::info!(claim = %key, %pod, "claimed");
-        Ok(Ok(self.view(&key)))
-    }
-
-    async fn release(&mut self, key: &ClaimKey) -> Result<Result<(), RequestError>, DriverError> {
-        let record = admission::admit_release(&self.records, key);
-        let result = self.record(record).await?;
-        tracing::info!(claim = %key, is_recorded = result.is_ok(), "released");
-        Ok(result)
-    }
-
-    /// Writes what a request asks for. Memory may be stale only after a failure of the Journal: then requests are refused too.
-    async fn record(&mut self, record: Option<Record>) -> Result<Result<(), RequestError>, DriverError> {
-        if self.is_stale {
-            return Ok(Err(RequestError::NotRecorded { detail: "the journal is unavailable".to_owned() }));
-        }
-        let Some(record) = record else { return Ok(Ok(())) };
-        match self.write(&Write::Put(record)).await {
-            Ok(()) => Ok(Ok(())),
-            Err(error) => {
-                let detail = error.to_string();
-                self.journal_failed(error)?;
-                Ok(Err(RequestError::NotRecorded { detail }))
-            }
-        }
-    }
+    // ------------------------------------------------------------------------------------------ publication
 
     fn view(&self, key: &ClaimKey) -> ClaimView {
-        view::view(&self.records, &self.records.index(), &self.observed, key)
+        view::view(&self.store.records, &self.store.records.index(), &self.observed, key)
     }
 
     fn publish(&mut self) {
         self.watchers.retain(|_, sender| sender.receiver_count() > 0);
-        let index = self.records.index();
+        let index = self.store.records.index();
         for (key, sender) in &self.watchers {
-            let now = view::view(&self.records, &index, &self.observed, key);
+            let now = view::view(&self.store.records, &index, &self.observed, key);
             sender.send_if_modified(|last| std::mem::replace(last, now.clone()) != now);
         }
-        self.totals.count(&self.records, &self.observed);
+        self.totals.count(&self.store.records, &self.observed);
         let totals = &self.totals;
         self.published.send_if_modified(|last| {
             let is_changed = last != totals;
@@ -434,23 +342,5 @@ fn describe(outcome: &Outcome) -> (&'static str, bool) {
         Outcome::Got(result) => ("get", is_answer(result.as_ref().err())),
         Outcome::Deleted(result) => ("delete", is_answer(result.as_ref().err())),
         Outcome::Examined(_) => ("console", true),
-    }
-}
-
-fn log_write(write: &Write, why: &'static str) {
-    match write {
-        Write::Put(Record::PodVm(pod_vm)) => {
-            let claim = pod_vm.claimed_by.as_ref().map(|claim| claim.key.as_str());
-            tracing::info!(instance_id = %pod_vm.instance_id, claim, state = pod_vm.state.as_str(), why, "pod VM");
-        }
-        Write::Put(Record::Launch(launch)) => {
-            let claim = launch.claim.as_ref().map(|claim| claim.key.as_str());
-            tracing::info!(token = %launch.token, claim, instance_type = launch.key.instance_type, why, "launch");
-        }
-        Write::Put(Record::Claim(claim)) => {
-            tracing::warn!(claim = %claim.key, pod = %claim.pod, status = ?claim.status, why, "claim");
-        }
-        Write::Put(Record::Class(_)) => {}
-        Write::Remove(key) => tracing::info!(record = %key, why, "record removed"),
     }
 }

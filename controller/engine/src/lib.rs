@@ -18,6 +18,7 @@ mod journal;
 mod observed;
 pub mod plan;
 mod records;
+mod store;
 mod timing;
 mod view;
 

@@ -31,15 +31,15 @@ impl Records {
         }
     }
 
-    /// Forgets a record.
-    pub fn remove(&mut self, key: &RecordKey) {
+    /// Forgets a record and gives it.
+    pub fn remove(&mut self, key: &RecordKey) -> Option<Record> {
+        // A name that breaks its kind's grammar is the key of no record.
         let name = key.name.as_str();
-        // A name that is none of its kind is the key of no record.
         match key.kind {
-            RecordKind::Claim => drop(ClaimKey::new(name).map(|key| self.claims.remove(&key))),
-            RecordKind::PodVm => drop(InstanceId::new(name).map(|id| self.pod_vms.remove(&id))),
-            RecordKind::Class => drop(ClassName::new(name).map(|name| self.classes.remove(&name))),
-            RecordKind::Launch => drop(LaunchToken::new(name).map(|token| self.launches.remove(&token))),
+            RecordKind::Claim => self.claims.remove(&ClaimKey::new(name).ok()?).map(Record::Claim),
+            RecordKind::PodVm => self.pod_vms.remove(&InstanceId::new(name).ok()?).map(Record::PodVm),
+            RecordKind::Class => self.classes.remove(&ClassName::new(name).ok()?).map(Record::Class),
+            RecordKind::Launch => self.launches.remove(&LaunchToken::new(name).ok()?).map(Record::Launch),
         }
     }
 
