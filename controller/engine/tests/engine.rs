@@ -400,3 +400,17 @@ async fn death_of_the_successor_leaks_nothing_and_doubles_nothing() {
         }
     }
 }
+
+#[tokio::test(start_paused = true)]
+async fn burst_of_claims_is_served_without_a_double() {
+    let world = World::new();
+    let controller = world.start_lasting();
+    for n in 0..200 {
+        controller.handle.claim(spec(&format!("pod-{n}"))).await.expect("claimed");
+    }
+    until("all are assigned", controller.handle.totals(), |totals| totals.pod_vms.get("claimed") == Some(&200)).await;
+    assert_eq!(world.cloud.created(), 200);
+    controller.handle.release_all().await.expect("released");
+    world.check_empty(&controller).await;
+    assert_eq!(world.cloud.created(), 200);
+}
