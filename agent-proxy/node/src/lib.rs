@@ -11,6 +11,7 @@
 //! ([`admission`], [`gc`], [`record::SandboxState::may_hand_over`]); what is done goes through [`ports`].
 
 pub mod admission;
+pub mod call;
 pub mod config;
 pub mod daemon;
 pub mod driver;
@@ -25,4 +26,5 @@ pub mod record;
 pub mod registry;
 pub mod request;
 pub mod service;
+mod stopped;
 pub mod store;

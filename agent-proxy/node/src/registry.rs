@@ -12,7 +12,7 @@
 //! point exactly one of them releases. Otherwise the new sandbox gets a key of its own, `node/namespace/name/<first digits of its id>`:
 //! a release that is on its way for the old key can then never hit it.
 
-use std::collections::{BTreeSet, HashMap, VecDeque};
+use std::collections::{BTreeSet, HashMap};
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
@@ -23,76 +23,19 @@ use tokio::task::JoinSet;
 use tokio::time::timeout;
 
 use crate::admission::{Call, Decision, Known, admit};
+use crate::call::{CallError, NewSandbox};
 use crate::driver::{self, Command, Context};
 use crate::id::SandboxId;
 use crate::ledger::{Ledger, View, now_ms};
 use crate::ports::chain;
 use crate::record::{SandboxRecord, SandboxState, StopReason, VERSION};
 use crate::request::PodRequest;
+use crate::stopped::Stopped;
 
 /// The sandboxes.
 pub struct Registry {
     context: Arc<Context>,
     inner: Mutex<Inner>,
-}
-
-/// What CreateVM says.
-#[derive(Debug, Clone, PartialEq)]
-pub struct NewSandbox {
-    /// The shim's name for it.
-    pub id: SandboxId,
-    /// The pod.
-    pub pod: PodRef,
-    /// What it wants.
-    pub request: PodRequest,
-    /// Its network namespace; `None` for pods in the host's network.
-    pub netns: Option<PathBuf>,
-}
-
-/// Why a call was not served. The text is for the pod's events.
-#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-pub enum CallError {
-    /// No such sandbox.
-    #[error("sandbox {0} is not known: call CreateVM first")]
-    Unknown(SandboxId),
-    /// The sandbox was stopped.
-    #[error("sandbox {0} was stopped")]
-    Stopped(SandboxId),
-    /// The network namespace cannot be used.
-    #[error("cannot use the pod's network namespace: {0}")]
-    Netns(String),
-    /// It is not on disk.
-    #[error("cannot record the sandbox: {0}")]
-    Record(String),
-    /// Bring-up has failed.
-    #[error("sandbox {id}: cannot {during}: {cause}; next: {advice}")]
-    Failed {
-        /// The sandbox.
-        id: SandboxId,
-        /// The step.
-        during: String,
-        /// The chain of causes.
-        cause: String,
-        /// What a person may do.
-        advice: String,
-    },
-    /// Not ready in time.
-    #[error(
-        "sandbox {id}: not ready after {waited_secs} s, still {state}{trouble}; next: look at the node daemon's and the controller's logs for this sandbox"
-    )]
-    Timeout {
-        /// The sandbox.
-        id: SandboxId,
-        /// How long StartVM has waited.
-        waited_secs: u64,
-        /// The state's name.
-        state: &'static str,
-        /// ", " and what is being tried again, or nothing.
-        trouble: String,
-    },
-    /// The daemon stops.
-    #[error("the node daemon is shutting down; try again")]
-    ShuttingDown,
 }
 
 struct Inner {
@@ -369,33 +312,6 @@ impl Inner {
         let vni = (from..=LAST_VNI).chain(FIRST_VNI..from).find(|vni| !used.contains(vni))?;
         self.next_vni = vni + 1;
         Some(vni)
-    }
-}
-
-/// Ids of sandboxes that were stopped, so that a late call does not bring one back. The newest ones are enough: a shim's calls for one
-/// sandbox are seconds apart, and what slips through is found dead.
-#[derive(Default)]
-struct Stopped {
-    ids: BTreeSet<SandboxId>,
-    order: VecDeque<SandboxId>,
-}
-
-impl Stopped {
-    const KEPT: usize = 1024;
-
-    fn insert(&mut self, id: SandboxId) {
-        if self.ids.insert(id.clone()) {
-            self.order.push_back(id);
-        }
-        if self.order.len() > Self::KEPT
-            && let Some(oldest) = self.order.pop_front()
-        {
-            self.ids.remove(&oldest);
-        }
-    }
-
-    fn contains(&self, id: &SandboxId) -> bool {
-        self.ids.contains(id)
     }
 }
 

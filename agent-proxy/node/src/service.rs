@@ -12,10 +12,11 @@ use peerpods_protos::hypervisor_ttrpc::Hypervisor;
 use ttrpc::r#async::TtrpcContext;
 use ttrpc::proto::Code;
 
+use crate::call::{CallError, NewSandbox};
 use crate::id::SandboxId;
 use crate::ports::chain;
 use crate::record::StopReason;
-use crate::registry::{CallError, NewSandbox, Registry};
+use crate::registry::Registry;
 use crate::request;
 
 /// Answers shims.

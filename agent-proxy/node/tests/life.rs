@@ -4,7 +4,7 @@ mod support;
 
 use std::time::{Duration, SystemTime};
 
-use peerpods_node::registry::CallError;
+use peerpods_node::call::CallError;
 use support::{Daemon, World, eventually, netns, new_sandbox};
 
 #[tokio::test]

@@ -155,7 +155,7 @@ async fn vxlan_numbers_are_unique_across_restarts() {
     assert_eq!(numbers.len(), 4);
 }
 
-fn other_pod(id: &str) -> peerpods_node::registry::NewSandbox {
+fn other_pod(id: &str) -> peerpods_node::call::NewSandbox {
     let mut new = support::new_sandbox(id);
     new.pod = peerpods_controller_api::PodRef::new("default", id, None).expect("valid");
     new.netns = None;

@@ -4,7 +4,7 @@ mod support;
 
 use std::time::Duration;
 
-use peerpods_node::registry::{CallError, NewSandbox};
+use peerpods_node::call::{CallError, NewSandbox};
 use support::{Daemon, World, eventually, netns, new_sandbox};
 
 const OFFER: Duration = Duration::from_secs(3600);

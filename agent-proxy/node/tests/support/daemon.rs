@@ -5,12 +5,13 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use peerpods_controller_api::{Mib, NodeName, PodRef};
+use peerpods_node::call::{CallError, NewSandbox};
 use peerpods_node::driver::{Context, Timing};
 use peerpods_node::id::SandboxId;
 use peerpods_node::metrics::Metrics;
 use peerpods_node::ports::Ports;
 use peerpods_node::record::StopReason;
-use peerpods_node::registry::{CallError, NewSandbox, Registry};
+use peerpods_node::registry::Registry;
 use peerpods_node::request::PodRequest;
 use peerpods_node::store::Store;
 use peerpods_tunnel::credential::NodeKey;
