@@ -1,4 +1,4 @@
-//! Configuration of the daemons: one reader for both.
+//! One reader of configuration for all daemons, and the controller's own configuration.
 //!
 //! Three layers, later ones win: the TOML file, environment variables `PEERPODS_…` (`__` separates levels, names are lower-cased:
 //! `PEERPODS_PROVIDER__LOCAL__LEVEL` is `provider.local.level`), `--set key.path=value`. Text of the last two is read as the key's
@@ -7,7 +7,6 @@
 
 mod controller;
 mod de;
-mod node;
 mod secret;
 mod tree;
 
@@ -17,11 +16,10 @@ use serde::Serialize;
 use serde::de::DeserializeOwned;
 
 pub use controller::{ControllerConfig, ProviderConfig, ProviderKind};
-pub use node::NodeConfig;
 pub use secret::Secret;
 
-/// Environment variables with our prefix that are not configuration: the test runner gives them to everything it starts.
-const RESERVED_VARIABLES: [&str; 2] = ["PEERPODS_BINARIES", "PEERPODS_IMAGE"];
+/// Environment variables with our prefix that are not configuration: tools and tests read them, and daemons inherit them.
+const RESERVED_VARIABLES: [&str; 4] = ["PEERPODS_BINARIES", "PEERPODS_DEBIAN_ARCHIVE", "PEERPODS_IMAGE", "PEERPODS_VECTORS"];
 
 /// A file larger than this is not a configuration.
 const MAX_FILE_BYTES: u64 = 1 << 20;

@@ -3,7 +3,7 @@
 use std::path::PathBuf;
 
 use peerpods_cloud_api::settings::local::{Accelerator, Level};
-use peerpods_controller_api::config::{self, ControllerConfig, LogFormat, NodeConfig};
+use peerpods_controller_api::config::{self, ControllerConfig, LogFormat};
 use peerpods_controller_api::{
     ClaimId, ClaimKey, ClaimRecord, ClaimRef, ClaimStatus, Class, ClassName, ClassRecord, InstanceId, LaunchKey, LaunchRecord, LaunchToken,
     Mib, NodeName, PodRef, PodVmRecord, PodVmState, Record, RecordError, RecordKind, RootOfTrust, Tee, Zone,
@@ -109,9 +109,4 @@ fn version_1_configuration_is_read() {
     let name = |name: &str| ClassName::new(name).expect("valid");
     assert_eq!(config.class.get(&name("confidential")), Some(&class()));
     assert_eq!(config.class.get(&name("default")), Class::new(Tee::Sample, RootOfTrust::Insecure).ok().as_ref());
-
-    let text = fixture("config/v1/node.toml");
-    let config: NodeConfig = config::load_from(&text, "node.toml", "PEERPODS_", &[], &[]).expect("loads");
-    assert_eq!((config.node.as_str(), config.log), ("node-1", LogFormat::Human));
-    assert_eq!(config.hypervisor_socket, PathBuf::from("/run/peerpod/hypervisor.sock"));
 }

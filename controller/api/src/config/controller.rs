@@ -2,12 +2,11 @@
 
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use peerpods_cloud_api::settings::local::{Level, LocalSettings};
 use serde::{Deserialize, Serialize};
 
-use super::node::check_socket;
 use super::{Configuration, LogFormat};
 use crate::{Class, ClassName};
 
@@ -64,5 +63,15 @@ impl Configuration for ControllerConfig {
             )),
             (ProviderKind::Local, Some(_)) => Ok(()),
         }
+    }
+}
+
+/// The kernel's limit on a unix socket's path (107 bytes and a zero), less the four of the suffix that a socket has until its mode is set.
+const MAX_SOCKET_PATH: usize = 103;
+
+fn check_socket(key: &'static str, path: &Path) -> Result<(), (&'static str, String)> {
+    match path.as_os_str().len() {
+        1..=MAX_SOCKET_PATH => Ok(()),
+        len => Err((key, format!("a socket's path has 1 to {MAX_SOCKET_PATH} bytes, this one {len}"))),
     }
 }
