@@ -148,7 +148,8 @@ impl Agent {
         }
         fs::create_dir_all(&folder).map_err(failed("preparing the share"))?;
         self.copier.prepare().map_err(failed("preparing the share"))?;
-        let made = Sandbox::create(&request.sandbox_id, &request.hostname, &request.dns, &folder).map_err(failed("creating the sandbox"))?;
+        let made =
+            Sandbox::create(&request.sandbox_id, &request.hostname, &request.dns, &folder).map_err(failed("creating the sandbox"))?;
         for storage in &request.storages {
             if let Err(error) = self.volumes.ensure(storage) {
                 self.volumes.remove_all();

@@ -29,9 +29,8 @@ pub(crate) struct Cgroup {
 
 const UNIFIED: &str = "/sys/fs/cgroup";
 /// Those in which libcontainer makes groups.
-const V1_CONTROLLERS: &[&str] = &[
-    "blkio", "cpu", "cpuacct", "cpuset", "devices", "freezer", "hugetlb", "memory", "net_cls", "net_prio", "perf_event", "pids",
-];
+const V1_CONTROLLERS: &[&str] =
+    &["blkio", "cpu", "cpuacct", "cpuset", "devices", "freezer", "hugetlb", "memory", "net_cls", "net_prio", "perf_event", "pids"];
 /// How long the processes of a killed cgroup may take to go.
 const KILL_DEADLINE: Duration = Duration::from_secs(10);
 const KILL_POLL: Duration = Duration::from_millis(5);
@@ -108,7 +107,8 @@ impl Cgroup {
     }
 
     fn write(&self, controller: &str, file: &str, value: &str) -> io::Result<()> {
-        let folder = self.folder(controller).ok_or_else(|| io::Error::new(io::ErrorKind::NotFound, format!("no controller {controller}")))?;
+        let folder =
+            self.folder(controller).ok_or_else(|| io::Error::new(io::ErrorKind::NotFound, format!("no controller {controller}")))?;
         let file = folder.join(file);
         fs::write(&file, value).map_err(|error| io::Error::new(error.kind(), format!("writing {value} to {}: {error}", file.display())))
     }
@@ -191,10 +191,7 @@ fn remove_tree(folder: &Path) -> io::Result<()> {
 
 /// The value of `key` in lines of `key value`; 0 when absent.
 fn keyed(text: &str, key: &str) -> u64 {
-    text.lines()
-        .find_map(|line| line.strip_prefix(key)?.strip_prefix(' '))
-        .and_then(|value| value.trim().parse().ok())
-        .unwrap_or(0)
+    text.lines().find_map(|line| line.strip_prefix(key)?.strip_prefix(' ')).and_then(|value| value.trim().parse().ok()).unwrap_or(0)
 }
 
 #[cfg(test)]

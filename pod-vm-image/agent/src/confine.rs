@@ -9,8 +9,8 @@ use std::path::{Path, PathBuf};
 
 use libcontainer::capabilities::CapabilityExt as _;
 use oci_spec::runtime::{
-    Capabilities, Capability, Linux, LinuxDeviceCgroupBuilder, LinuxNamespace, LinuxNamespaceBuilder, LinuxNamespaceType,
-    LinuxResources, Mount, MountBuilder, PosixRlimit, PosixRlimitBuilder, Process, Spec,
+    Capabilities, Capability, Linux, LinuxDeviceCgroupBuilder, LinuxNamespace, LinuxNamespaceBuilder, LinuxNamespaceType, LinuxResources,
+    Mount, MountBuilder, PosixRlimit, PosixRlimitBuilder, Process, Spec,
 };
 
 /// What this process may hand on to containers.
@@ -75,8 +75,15 @@ impl Grants {
             let keep = |set: &Option<Capabilities>| -> Capabilities {
                 set.iter().flatten().filter(|capability| self.has(number(**capability))).copied().collect()
             };
-            let dropped: HashSet<_> =
-                capabilities.bounding().iter().flatten().copied().collect::<HashSet<_>>().difference(&keep(capabilities.bounding())).copied().collect();
+            let dropped: HashSet<_> = capabilities
+                .bounding()
+                .iter()
+                .flatten()
+                .copied()
+                .collect::<HashSet<_>>()
+                .difference(&keep(capabilities.bounding()))
+                .copied()
+                .collect();
             if !dropped.is_empty() {
                 tracing::info!(?dropped, "capabilities this guest does not have are left out");
             }
@@ -158,7 +165,9 @@ pub(crate) fn place(spec: &mut Spec, placement: &Placement, grants: &Grants) -> 
         grants.limit_resources(&mut resources);
         linux.set_resources(Some(resources));
     }
-    if placement.network.is_none() && let Some(mut sysctl) = linux.sysctl().clone() {
+    if placement.network.is_none()
+        && let Some(mut sysctl) = linux.sysctl().clone()
+    {
         // Without a network namespace of the pod these would change the VM's own.
         sysctl.retain(|name, _| !name.starts_with("net."));
         linux.set_sysctl(Some(sysctl));

@@ -172,9 +172,7 @@ impl Process {
 
     /// Whether a client knows the status and has read both streams to their ends.
     pub(crate) async fn is_finished(&self) -> bool {
-        self.is_waited.load(Ordering::Relaxed)
-            && self.stdout.source.lock().await.is_none()
-            && self.stderr.source.lock().await.is_none()
+        self.is_waited.load(Ordering::Relaxed) && self.stdout.source.lock().await.is_none() && self.stderr.source.lock().await.is_none()
     }
 
     /// Waits for output and gives at most `limit` bytes; empty means the end.

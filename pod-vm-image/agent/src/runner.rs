@@ -20,8 +20,8 @@ use libcontainer::container::Container;
 use libcontainer::container::builder::ContainerBuilder;
 use libcontainer::error::LibcontainerError;
 use libcontainer::syscall::syscall::SyscallType;
-use rustix::event::{PollFd, PollFlags, poll};
-use rustix::process::{Pid, PidfdFlags, Signal, WaitOptions, pidfd_open, pidfd_send_signal, waitpid};
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use rustix::process::{Pid, PidfdFlags, Signal, WaitOptions, pidfd_open, pidfd_send_signal, wait, waitpid};
 
 use crate::control::{self, Command, Report};
 use executor::FileExecutor;
@@ -45,6 +45,9 @@ pub fn main(mut args: impl Iterator<Item = OsString>) -> ExitCode {
         }
     }
 }
+
+const REAP_TRIES: usize = 400;
+const REAP_PAUSE: Timespec = Timespec { tv_sec: 0, tv_nsec: 5_000_000 };
 
 /// The process of the container or exec, before and while it runs.
 struct Child {
@@ -75,7 +78,24 @@ fn run() -> io::Result<()> {
             drop(terminal);
             watch(&socket, child)
         }
-        Err(message) => control::send(socket.as_fd(), &Report::Failed { message }, &[]),
+        Err(message) => {
+            reap_failed();
+            control::send(socket.as_fd(), &Report::Failed { message }, &[])
+        }
+    }
+}
+
+/// Reaps what libcontainer leaves after a failure. A zombie in the container's pid namespace would hold up the container's end
+/// until the machine's init gets round to it.
+fn reap_failed() {
+    for _ in 0..REAP_TRIES {
+        match wait(WaitOptions::NOHANG) {
+            Ok(Some(_)) => {}
+            Ok(None) => {
+                let _ = poll(&mut [], Some(&REAP_PAUSE));
+            }
+            Err(_) => return,
+        }
     }
 }
 
@@ -105,8 +125,7 @@ fn build(command: &Command, descriptors: Vec<OwnedFd>) -> Result<(Child, Option<
             (pid.as_raw(), None)
         }
         Command::Create { bundle, .. } => {
-            let container =
-                builder.as_init(bundle).with_systemd(false).with_detach(true).build().map_err(|error| describe(&error))?;
+            let container = builder.as_init(bundle).with_systemd(false).with_detach(true).build().map_err(|error| describe(&error))?;
             (container.pid().map_or(0, libcontainer_pid), Some(container))
         }
         _ => return Err("nothing to build".to_owned()),
@@ -134,7 +153,8 @@ fn watch(socket: &OwnedFd, mut child: Child) -> io::Result<()> {
         drop(waits);
         if ended {
             let status = reap(child.pid)?;
-            return control::send(socket.as_fd(), &Report::Exited { status }, &[]);
+            let told = control::send(socket.as_fd(), &Report::Exited { status }, &[]);
+            return if listening { told } else { Ok(()) };
         }
         if !spoken {
             continue;

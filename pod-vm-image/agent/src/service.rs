@@ -286,11 +286,7 @@ impl agent_ttrpc::AgentService for Service {
     }
 
     /// Nothing is shared by virtiofs.
-    async fn remove_stale_virtiofs_share_mounts(
-        &self,
-        _: &TtrpcContext,
-        _: RemoveStaleVirtiofsShareMountsRequest,
-    ) -> ttrpc::Result<Empty> {
+    async fn remove_stale_virtiofs_share_mounts(&self, _: &TtrpcContext, _: RemoveStaleVirtiofsShareMountsRequest) -> ttrpc::Result<Empty> {
         Ok(Empty::new())
     }
 

@@ -161,7 +161,10 @@ fn resources_value(from: &oci::LinuxResources) -> Value {
         ("pids", from.Pids.as_ref().and_then(|pids| number(pids.Limit)).map(|limit| json!({ "limit": limit }))),
         (
             "hugepageLimits",
-            list(&from.HugepageLimits, |limit| json!({ "pageSize": limit.Pagesize, "limit": i64::try_from(limit.Limit).unwrap_or(i64::MAX) })),
+            list(
+                &from.HugepageLimits,
+                |limit| json!({ "pageSize": limit.Pagesize, "limit": i64::try_from(limit.Limit).unwrap_or(i64::MAX) }),
+            ),
         ),
     ])
 }

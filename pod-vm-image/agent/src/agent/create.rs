@@ -114,7 +114,8 @@ fn is_pause(request: &CreateContainerRequest, spec: &Spec) -> bool {
 fn place(agent: &Agent, sandbox: &Sandbox, request: &CreateContainerRequest, parts: &Parts) -> Result<Placement, Failure> {
     let pid = if request.sandbox_pidns && request.container_id != sandbox.id() {
         let pause = agent.container(sandbox.id());
-        let pause = pause.ok_or_else(|| Failure::new(Code::FAILED_PRECONDITION, "no pause container whose pid namespace could be shared"))?;
+        let pause =
+            pause.ok_or_else(|| Failure::new(Code::FAILED_PRECONDITION, "no pause container whose pid namespace could be shared"))?;
         PidNamespace::Of(PathBuf::from(format!("/proc/{}/ns/pid", pause.init.pid())))
     } else {
         PidNamespace::New

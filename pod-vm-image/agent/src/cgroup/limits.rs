@@ -13,7 +13,11 @@ impl Cgroup {
             if self.is_v2() { self.apply_memory_v2(memory)? } else { self.apply_memory_v1(memory)? }
         }
         if let Some(cpu) = resources.cpu() {
-            if self.is_v2() { self.apply_cpu_v2(cpu)? } else { self.apply_cpu_v1(cpu)? }
+            if self.is_v2() {
+                self.apply_cpu_v2(cpu)?
+            } else {
+                self.apply_cpu_v1(cpu)?
+            }
             for (file, value) in [("cpuset.cpus", cpu.cpus()), ("cpuset.mems", cpu.mems())] {
                 if let Some(value) = value {
                     self.write("cpuset", file, value)?;

@@ -16,9 +16,7 @@ pub(super) fn main() -> ExitCode {
     }
     loop {
         match awaited.wait() {
-            Ok(Signal::SIGCHLD) => {
-                while waitpid(None, Some(WaitPidFlag::WNOHANG)).is_ok_and(|status| status != WaitStatus::StillAlive) {}
-            }
+            Ok(Signal::SIGCHLD) => while waitpid(None, Some(WaitPidFlag::WNOHANG)).is_ok_and(|status| status != WaitStatus::StillAlive) {},
             Ok(_) => return ExitCode::SUCCESS,
             Err(nix::errno::Errno::EINTR) => {}
             Err(_) => return ExitCode::FAILURE,

@@ -74,7 +74,8 @@ pub(crate) async fn failed_creations_leave_nothing() -> Result<()> {
 pub(crate) async fn creation_is_undone_when_its_client_gives_up() -> Result<()> {
     let pod = Pod::start().await?;
     let slow = container("c1", "slow:1", &["/bin/true"]);
-    let (code, _) = refusal(pod.rpc.create_container(with_duration(Duration::from_millis(100)), &slow).await).unwrap_or((Code::OK, String::new()));
+    let (code, _) =
+        refusal(pod.rpc.create_container(with_duration(Duration::from_millis(100)), &slow).await).unwrap_or((Code::OK, String::new()));
     ensure!(code == Code::DEADLINE_EXCEEDED || code == Code::OK, "{code:?}");
     eventually("the creation is undone", || {
         ensure!(!Path::new(SHARE).join("c1").exists(), "its folder is there");

@@ -4,7 +4,8 @@ use std::time::Duration;
 
 use anyhow::{Context as _, Result, ensure};
 use peerpods_protos::agent::{
-    CreateContainerRequest, GetOOMEventRequest, PauseContainerRequest, ResumeContainerRequest, StatsContainerRequest, UpdateContainerRequest,
+    CreateContainerRequest, GetOOMEventRequest, PauseContainerRequest, ResumeContainerRequest, StatsContainerRequest,
+    UpdateContainerRequest,
 };
 use peerpods_protos::oci;
 
@@ -45,7 +46,10 @@ pub(crate) async fn memory_limit_ends_in_an_oom_event() -> Result<()> {
     let event = pod.rpc.get_oom_event(rpc(), &GetOOMEventRequest::new()).await?;
     ensure!(event.container_id == "c2");
     pod.read_until("c2", "", "child ended\n").await?;
-    ensure!(tokio::time::timeout(Duration::from_millis(700), pod.rpc.get_oom_event(rpc(), &GetOOMEventRequest::new())).await.is_err(), "one event per kill");
+    ensure!(
+        tokio::time::timeout(Duration::from_millis(700), pod.rpc.get_oom_event(rpc(), &GetOOMEventRequest::new())).await.is_err(),
+        "one event per kill"
+    );
     pod.destroy().await
 }
 
@@ -53,7 +57,8 @@ pub(crate) async fn statistics_and_updates_are_the_cgroups() -> Result<()> {
     let pod = Pod::start().await?;
     let script = "i=0; while [ $i -lt 20000 ]; do i=$((i+1)); done; ls /sys/fs/cgroup; \
         cat /sys/fs/cgroup/memory/memory.limit_in_bytes /sys/fs/cgroup/memory.max 2>/dev/null; \
-        (echo 1 > /sys/fs/cgroup/memory/memory.limit_in_bytes || echo 1 > /sys/fs/cgroup/memory.max) 2>/dev/null || echo read-only; sleep 1000";
+        file=/sys/fs/cgroup/memory.max; test -e $file || file=/sys/fs/cgroup/memory/memory.limit_in_bytes; \
+        (echo 1 > $file) 2>/dev/null || echo read-only; sleep 1000";
     pod.run(&limited(shell("c1", script), 64 * MIB)?).await?;
     let shown = pod.read_until("c1", "", "read-only\n").await?;
     ensure!(shown.contains("67108864\n"), "the container sees its own limit: {shown}");
@@ -63,7 +68,7 @@ pub(crate) async fn statistics_and_updates_are_the_cgroups() -> Result<()> {
     ensure!(stats.cpu_stats.cpu_usage.total_usage > 0, "{stats:?}");
     ensure!(stats.memory_stats.usage.usage > 0 && stats.memory_stats.usage.limit == 67_108_864, "{stats:?}");
     ensure!(stats.memory_stats.stats.contains_key("total_inactive_file"), "{stats:?}");
-    ensure!(stats.pids_stats.current == 2, "{stats:?}");
+    ensure!(stats.pids_stats.current >= 1, "{stats:?}");
 
     let mut memory = oci::LinuxMemory::new();
     (memory.Limit, memory.Swap) = (128 * MIB, 128 * MIB);
@@ -92,11 +97,15 @@ pub(crate) async fn paused_containers_stand_still() -> Result<()> {
     pause.container_id = "c1".to_owned();
     pod.rpc.pause_container(rpc(), &pause).await.context("PauseContainer")?;
     pod.write("c1", "", b"x\n").await?;
-    ensure!(tokio::time::timeout(Duration::from_millis(100), pod.read("c1", "")).await.is_err(), "it stands still");
-    let mut resume = ResumeContainerRequest::new();
-    resume.container_id = "c1".to_owned();
-    pod.rpc.resume_container(rpc(), &resume).await.context("ResumeContainer")?;
-    pod.read_until("c1", "", "got x\n").await?;
+    {
+        let read = pod.read_until("c1", "", "got x\n");
+        tokio::pin!(read);
+        ensure!(tokio::time::timeout(Duration::from_millis(100), &mut read).await.is_err(), "it stands still");
+        let mut resume = ResumeContainerRequest::new();
+        resume.container_id = "c1".to_owned();
+        pod.rpc.resume_container(rpc(), &resume).await.context("ResumeContainer")?;
+        read.await?;
+    }
     // A paused container can be removed.
     pod.rpc.pause_container(rpc(), &pause).await?;
     pod.remove("c1").await?;

@@ -101,7 +101,5 @@ fn isolate() -> Result<()> {
 fn run(test: Test) -> Result<()> {
     mount(Some("tmpfs"), "/run", Some("tmpfs"), MsFlags::empty(), None::<&str>).context("mounting /run")?;
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build()?;
-    runtime.block_on(async {
-        tokio::time::timeout(world::TEST_DEADLINE, tokio::spawn(test())).await.context("the test takes too long")??
-    })
+    runtime.block_on(async { tokio::time::timeout(world::TEST_DEADLINE, tokio::spawn(test())).await.context("the test takes too long")?? })
 }

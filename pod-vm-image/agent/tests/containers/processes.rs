@@ -108,9 +108,12 @@ pub(crate) async fn terminal_has_the_size_it_was_given() -> Result<()> {
     ensure!(pod.finish("c1", "").await?.status == 7);
 
     pod.run(&shell("c2", "sleep 1000")).await?;
-    pod.exec("c2", "e1", with_terminal(process(&["/bin/sh"]), 10, 20)).await?;
+    let mut interactive = with_terminal(process(&["/bin/sh"]), 10, 20);
+    interactive.Env.push("PS1=ready> ".to_owned());
+    pod.exec("c2", "e1", interactive).await?;
     pod.write("c2", "e1", b"stty size; test -t 0 && echo ter''minal\n").await?;
-    let shown = pod.read_until("c2", "e1", "terminal\r\n").await?;
+    // With the prompt the shell has set the terminal up to read; what ends the input must not come before.
+    let shown = pod.read_until("c2", "e1", "terminal\r\nready> ").await?;
     ensure!(shown.contains("10 20\r\n"), "{shown:?}");
     // The end of the input ends the shell.
     pod.write("c2", "e1", b"").await?;

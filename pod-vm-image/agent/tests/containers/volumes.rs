@@ -50,7 +50,8 @@ pub(crate) async fn volumes_are_shared_and_last() -> Result<()> {
         let request = with_mount(request, "/cache", &cache, "local", &["rbind", "rprivate", "rw"])?;
         with_mount(request, "/mem", &memory, "bind", &["rbind", "rprivate", "rw"])
     };
-    pod.run(&request("c1", "stat -c '%a %g' /cache; echo a > /cache/f; echo b > /mem/f; echo c > /dev/shm/f; stat -f -c %T /mem; exit 0")?).await?;
+    pod.run(&request("c1", "stat -c '%a %g' /cache; echo a > /cache/f; echo b > /mem/f; echo c > /dev/shm/f; stat -f -c %T /mem; exit 0")?)
+        .await?;
     let ended = pod.finish("c1", "").await?;
     ensure!(ended.stdout == "2777 2000\ntmpfs\n", "{ended:?}");
     pod.remove("c1").await?;

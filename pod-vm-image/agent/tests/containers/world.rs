@@ -21,9 +21,9 @@ use peerpods_protos::agent_ttrpc::AgentServiceClient;
 use peerpods_protos::health_ttrpc::HealthClient;
 use peerpods_protos::oci;
 use tokio::net::UnixStream;
+use ttrpc::r#async::transport::Socket;
 use ttrpc::asynchronous::Client;
 use ttrpc::context::{Context, with_duration};
-use ttrpc::r#async::transport::Socket;
 
 pub(crate) const TEST_DEADLINE: Duration = Duration::from_secs(60);
 pub(crate) const SHARE: &str = "/run/kata-containers";
@@ -50,13 +50,13 @@ pub(crate) struct Ended {
     pub(crate) status: i32,
 }
 
-/// Busybox on a tmpfs. Image names choose a behaviour: `missing…` fails, `slow…` never ends.
+/// Busybox on a tmpfs. Image names choose a behaviour: those with `missing` fail, `slow…` never ends.
 struct Busybox;
 
 #[async_trait]
 impl RootfsSource for Busybox {
     async fn pull(&self, image: &str, _: &str, target: &Path) -> Result<(), RootfsError> {
-        if image.starts_with("missing") {
+        if image.contains("missing") {
             return Err(RootfsError::new(format!("pulling {image}"), "manifest unknown"));
         }
         if image.starts_with("slow") {
@@ -78,8 +78,8 @@ fn fill(target: &Path) -> Result<()> {
     }
     fs::copy(BUSYBOX, target.join("bin/busybox")).context("busybox")?;
     for applet in [
-        "cat", "dd", "echo", "head", "hostname", "id", "ls", "mount", "ps", "readlink", "sh", "sleep", "stat", "stty", "tail", "test", "touch",
-        "tr", "true", "wc", "yes",
+        "cat", "dd", "echo", "head", "hostname", "id", "ls", "mount", "ps", "readlink", "sh", "sleep", "stat", "stty", "tail", "test",
+        "touch", "tr", "true", "wc", "yes",
     ] {
         symlink("busybox", target.join("bin").join(applet))?;
     }
