@@ -98,10 +98,13 @@ pub(crate) fn receive<T: DeserializeOwned>(socket: BorrowedFd<'_>) -> io::Result
     let mut packet = vec![0; MAX_PACKET_BYTES];
     let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(MAX_DESCRIPTORS))];
     let mut ancillary = RecvAncillaryBuffer::new(&mut space);
-    let length = match recvmsg(socket, &mut [IoSliceMut::new(&mut packet)], &mut ancillary, RecvFlags::CMSG_CLOEXEC) {
-        Ok(received) => received.bytes,
-        Err(rustix::io::Errno::CONNRESET) => 0,
-        Err(error) => return Err(error.into()),
+    let length = loop {
+        match recvmsg(socket, &mut [IoSliceMut::new(&mut packet)], &mut ancillary, RecvFlags::CMSG_CLOEXEC) {
+            Ok(received) => break received.bytes,
+            // The other side went without reading all of ours. The kernel tells that once, before the last packets it sent.
+            Err(rustix::io::Errno::CONNRESET | rustix::io::Errno::INTR) => {}
+            Err(error) => return Err(error.into()),
+        }
     };
     let mut descriptors = Vec::new();
     for message in ancillary.drain() {
@@ -114,4 +117,37 @@ pub(crate) fn receive<T: DeserializeOwned>(socket: BorrowedFd<'_>) -> io::Result
     }
     let message = serde_json::from_slice(packet.get(..length).unwrap_or_default())?;
     Ok(Some((message, descriptors)))
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::fd::AsFd as _;
+
+    use rustix::net::{AddressFamily, SocketFlags, SocketType, socketpair};
+
+    use super::*;
+
+    fn pair() -> (OwnedFd, OwnedFd) {
+        socketpair(AddressFamily::UNIX, SocketType::SEQPACKET, SocketFlags::CLOEXEC, None).unwrap()
+    }
+
+    #[test]
+    fn descriptors_come_with_their_message() {
+        let (ours, theirs) = pair();
+        let null = std::fs::File::open("/dev/null").unwrap();
+        send(ours.as_fd(), &Report::Created { pid: 7 }, &[null.as_fd(), null.as_fd()]).unwrap();
+        let (report, descriptors) = receive::<Report>(theirs.as_fd()).unwrap().unwrap();
+        assert!(matches!(report, Report::Created { pid: 7 }));
+        assert_eq!(descriptors.len(), 2);
+    }
+
+    #[test]
+    fn last_report_arrives_though_a_command_was_not_read() {
+        let (ours, theirs) = pair();
+        send(theirs.as_fd(), &Report::Exited { status: 137 }, &[]).unwrap();
+        send(ours.as_fd(), &Command::Signal { signal: 9 }, &[]).unwrap();
+        drop(theirs);
+        assert!(matches!(receive::<Report>(ours.as_fd()).unwrap(), Some((Report::Exited { status: 137 }, _))));
+        assert!(receive::<Report>(ours.as_fd()).unwrap().is_none());
+    }
 }

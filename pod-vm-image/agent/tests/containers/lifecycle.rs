@@ -1,5 +1,6 @@
 //! From the sandbox to its destruction, with failures on the way.
 
+use std::fs;
 use std::path::Path;
 use std::time::Duration;
 
@@ -125,4 +126,66 @@ pub(crate) async fn methods_that_are_not_served_say_so() -> Result<()> {
     let (code, message) = refusal(pod.rpc.update_interface(rpc(), &UpdateInterfaceRequest::new()).await)?;
     ensure!(code == Code::UNIMPLEMENTED && message.contains("UpdateInterface"), "{code:?} {message}");
     Ok(())
+}
+
+/// Argument that makes this program an agent which dies while its container runs.
+pub(crate) const ABANDON: &str = "abandon";
+
+pub(crate) async fn abandon() -> Result<()> {
+    let pod = Pod::start().await?;
+    pod.run(&shell("c1", "trap '' TERM INT HUP; sleep 1000; sleep 1000")).await?;
+    println!("{}", pod.cgroup);
+    std::process::abort()
+}
+
+pub(crate) async fn containers_die_with_their_agent() -> Result<()> {
+    let program = std::env::current_exe()?;
+    let output = tokio::process::Command::new(program).arg(ABANDON).output().await?;
+    let cgroup = String::from_utf8(output.stdout)?.trim().to_owned();
+    ensure!(cgroup.starts_with("peerpods-test-"), "{cgroup}");
+    for id in ["c1", SANDBOX] {
+        let groups = cgroups(&format!("{cgroup}/{id}"))?;
+        ensure!(!groups.is_empty(), "no group of {id}");
+        eventually("its processes are gone", || {
+            for group in &groups {
+                let left = fs::read_to_string(group.join("cgroup.procs"))?;
+                ensure!(left.is_empty(), "{left} in {}", group.display());
+            }
+            Ok(())
+        })
+        .await?;
+        eventually("its groups can be removed", || {
+            groups.iter().filter(|group| group.exists()).try_for_each(|group| Ok(fs::remove_dir(group)?))
+        })
+        .await?;
+    }
+    cgroups(&cgroup)?.iter().try_for_each(fs::remove_dir)?;
+    Ok(())
+}
+
+/// Of v2 this machine may offer the tree without controllers; groups, namespaces, kill and removal work all the same.
+pub(crate) async fn pod_runs_with_cgroup_v2() -> Result<()> {
+    let root = Path::new("/sys/fs/cgroup");
+    nix::mount::mount(Some("cgroup2"), root, Some("cgroup2"), nix::mount::MsFlags::empty(), None::<&str>).context("cgroup2")?;
+    let result = run_with_cgroup_v2().await;
+    nix::mount::umount2(root, nix::mount::MntFlags::MNT_DETACH)?;
+    result
+}
+
+async fn run_with_cgroup_v2() -> Result<()> {
+    let pod = Pod::start().await?;
+    pod.run(&shell(
+        "c1",
+        "cat /proc/self/cgroup; ls /sys/fs/cgroup; (echo 1 > /sys/fs/cgroup/cgroup.freeze) 2>/dev/null || echo read-only; sleep 1000",
+    ))
+    .await?;
+    let shown = pod.read_until("c1", "", "read-only\n").await?;
+    ensure!(shown.contains("0::/\n") && shown.contains("cgroup.procs"), "it sees its own group as the root: {shown}");
+    let groups = cgroups(&format!("{}/c1", pod.cgroup))?;
+    ensure!(groups == [Path::new("/sys/fs/cgroup").join(&pod.cgroup).join("c1")], "{groups:?}");
+    ensure!(fs::read_to_string(groups[0].join("cgroup.procs"))?.lines().count() >= 1);
+    ensure!(pod.exec_script("c1", "e1", "echo exec").await?.stdout == "exec\n");
+    pod.signal("c1", "", 9).await?;
+    ensure!(pod.finish("c1", "").await?.status == 137);
+    pod.destroy().await
 }

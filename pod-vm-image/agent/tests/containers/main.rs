@@ -33,6 +33,8 @@ const TESTS: &[(&str, Test)] = tests![
     lifecycle::removal_meets_a_creation,
     lifecycle::containers_outlive_a_connection,
     lifecycle::methods_that_are_not_served_say_so,
+    lifecycle::containers_die_with_their_agent,
+    lifecycle::pod_runs_with_cgroup_v2,
     processes::all_output_arrives_before_its_end,
     processes::output_ends_though_a_child_keeps_the_pipe,
     processes::exec_reads_its_input_to_the_end,
@@ -67,6 +69,11 @@ fn main() -> ExitCode {
     }
     if let Err(error) = isolate() {
         println!("cannot make a mount namespace: {error:#}");
+        return ExitCode::FAILURE;
+    }
+    if args.first().is_some_and(|arg| arg == lifecycle::ABANDON) {
+        let left = run(|| Box::pin(lifecycle::abandon()));
+        println!("not abandoned: {left:?}");
         return ExitCode::FAILURE;
     }
     let filters: Vec<&String> = args.iter().filter(|arg| !arg.starts_with('-')).collect();
