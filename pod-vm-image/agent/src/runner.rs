@@ -74,7 +74,13 @@ fn run() -> io::Result<()> {
     match built {
         Ok((child, terminal)) => {
             let attached: Vec<_> = terminal.iter().map(|t| t.as_fd()).collect();
-            control::send(socket.as_fd(), &Report::Created { pid: child.pid.as_raw_nonzero().get() }, &attached)?;
+            let report = Report::Created { pid: child.pid.as_raw_nonzero().get() };
+            if let Err(error) = control::send(socket.as_fd(), &report, &attached) {
+                // Nobody waits for the process any more.
+                let _ = pidfd_send_signal(&child.pidfd, Signal::KILL);
+                reap(child.pid)?;
+                return Err(error);
+            }
             drop(terminal);
             watch(&socket, child)
         }
