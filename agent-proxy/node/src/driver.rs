@@ -23,7 +23,7 @@ use crate::gc::{DEAD_AFTER, Netns, Observation, looks_dead};
 use crate::ledger::{Ledger, now_ms};
 use crate::metrics::Metrics;
 use crate::ports::{LinkReport, Ports};
-use crate::record::{Failure, SandboxRecord, SandboxState, StopReason, Stopping};
+use crate::record::{ClaimDuty, Failure, SandboxRecord, SandboxState, StopReason, Stopping};
 use crate::store::Store;
 
 /// What all sandboxes' tasks share.
@@ -228,12 +228,14 @@ impl Driver {
 
     fn stop(&self, reason: StopReason) -> Result<(), String> {
         let written = self.ledger.force(|record| {
-            record.state = SandboxState::Stopping(Stopping {
-                reason,
-                instance_id: record.state.instance_id().map(str::to_owned),
-                claim: record.state.claim_duty(),
-                since_unix_ms: now_ms(),
-            });
+            let age = Duration::from_millis(now_ms().saturating_sub(record.created_unix_ms));
+            let claim = match record.state.claim_duty() {
+                // A pod VM that did not come in time is not worth waiting for once more.
+                ClaimDuty::Offer if age >= self.context.timing.start => ClaimDuty::Release,
+                duty => duty,
+            };
+            let instance_id = record.state.instance_id().map(str::to_owned);
+            record.state = SandboxState::Stopping(Stopping { reason, instance_id, claim, since_unix_ms: now_ms() });
         });
         tracing::info!(?reason, "stopping");
         written.map_err(|error| {
@@ -260,7 +262,7 @@ impl Driver {
         tracing::error!(during, cause, advice, "bring-up has failed");
         let written = self.ledger.force(|record| {
             let claim = match record.state.claim_duty() {
-                crate::record::ClaimDuty::Offer => crate::record::ClaimDuty::Release,
+                ClaimDuty::Offer => ClaimDuty::Release,
                 duty => duty,
             };
             let instance_id = record.state.instance_id().map(str::to_owned);
@@ -321,7 +323,6 @@ impl Driver {
 
 /// Makes a record let go of its claim.
 pub(crate) fn let_go(record: &mut SandboxRecord) {
-    use crate::record::ClaimDuty;
     match &mut record.state {
         SandboxState::Stopping(stopping) => stopping.claim = ClaimDuty::Nothing,
         state => {

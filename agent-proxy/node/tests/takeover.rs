@@ -165,3 +165,15 @@ async fn kill_between_the_two_writes_of_a_hand_over_leaves_one_owner() {
     daemon.stop("s2").await.expect("stopped");
     daemon.wait_until_clean().await;
 }
+
+#[tokio::test]
+async fn pod_vm_that_did_not_come_in_time_is_released_and_not_offered() {
+    let world = World::new();
+    let daemon = Daemon::start_timed(&world, OFFER, Duration::ZERO);
+    world.state().is_claim_held = true;
+    daemon.create("s1").await.expect("recorded");
+    world.reached("claim.after").await;
+    daemon.stop("s1").await.expect("stopped");
+    daemon.wait_until_clean().await;
+    assert_eq!(world.state().released.len(), 1);
+}

@@ -32,6 +32,11 @@ impl Daemon {
 
     /// With `takeover` as the time that a stopped sandbox's pod VM stays on offer.
     pub(crate) fn start_with(world: &Arc<World>, takeover: Duration) -> Self {
+        Self::start_timed(world, takeover, Duration::from_secs(60))
+    }
+
+    /// With `start` as the time that a pod VM may take.
+    pub(crate) fn start_timed(world: &Arc<World>, takeover: Duration, start: Duration) -> Self {
         let store = Store::open(world.folder.path()).expect("a folder");
         let loaded = store.load().expect("readable");
         store.tidy(&loaded.damaged).expect("tidied");
@@ -41,7 +46,7 @@ impl Daemon {
             networks: Arc::clone(world) as _,
             links: Arc::clone(world) as _,
         };
-        let mut timing = Timing::new(Duration::from_secs(60), takeover);
+        let mut timing = Timing::new(start, takeover);
         timing.retry_first = Duration::from_millis(1);
         let key = world.folder.path().join("key.pem");
         let node_key = match std::fs::read_to_string(&key) {
