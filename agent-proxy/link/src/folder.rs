@@ -124,6 +124,15 @@ impl LinkFile {
         write(&dir.join(LINK), self)
     }
 
+    /// Takes `link.json` away, so that a link which was started and has not read it ends at once; none there is no error.
+    pub fn remove(dir: &Path) -> Result<(), FolderError> {
+        let path = dir.join(LINK);
+        match std::fs::remove_file(&path) {
+            Err(source) if source.kind() != std::io::ErrorKind::NotFound => Err(FolderError::Write { path, source }),
+            _ => Ok(()),
+        }
+    }
+
     /// Whether the daemon still wants a link here.
     pub fn exists(dir: &Path) -> bool {
         dir.join(LINK).exists()

@@ -127,7 +127,7 @@ impl Links for LinkProcesses {
             return Ok(());
         }
         // A link that was started and has not read this yet finds nothing to do.
-        remove_if_there(&dir.join("link.json"))?;
+        LinkFile::remove(&dir).map_err(|error| LinkTrouble(chain(&error)))?;
         let began = Instant::now();
         let mut told: Option<(ProcessIdentity, Signal)> = None;
         loop {
@@ -189,15 +189,6 @@ fn send(process: ProcessIdentity, signal: Signal) -> Result<(), LinkTrouble> {
     match kill(Pid::from_raw(pid), signal) {
         Ok(()) | Err(nix::errno::Errno::ESRCH) => Ok(()),
         Err(error) => Err(LinkTrouble(format!("cannot send {signal} to the link: {error}"))),
-    }
-}
-
-fn remove_if_there(path: &Path) -> Result<(), LinkTrouble> {
-    match std::fs::remove_file(path) {
-        Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
-            Err(LinkTrouble(format!("cannot remove {}: {error}", path.display())))
-        }
-        _ => Ok(()),
     }
 }
 
