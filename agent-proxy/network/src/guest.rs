@@ -31,7 +31,7 @@ use crate::address::Ipv4Net;
 use crate::bpf;
 use crate::error::NetworkError;
 use crate::link::{Link, Vxlan, link_of};
-use crate::netlink::{Netlink, refused};
+use crate::netlink::{self, Netlink, refused};
 use crate::netns::Netns;
 use crate::node::limited;
 use crate::pod::{PodNetwork, Route, RouteScope};
@@ -72,7 +72,7 @@ const ROOT_VETH: &str = "ppveth";
 pub async fn bring_up(interface: &str, config: &LinkConfig, deadline: Duration) -> Result<(), NetworkError> {
     let link = wait_for_link(interface, deadline).await?;
     limited("bring up the VM's network", async {
-        let root = here()?;
+        let root = netlink::own()?;
         ensure_loopback(&root).await?;
         root.set_link(LinkUnspec::new_with_index(link.index).mtu(config.mtu).up(), interface).await?;
         root.ensure_address(&link, config.address, PrefixRoute::Automatic).await?;
@@ -98,7 +98,7 @@ pub async fn ensure(network: &PodNetwork, underlay: &str, vm_port: u16) -> Resul
 pub async fn ensure_at(netns: &Path, network: &PodNetwork, underlay: &str, vm_port: u16) -> Result<(), NetworkError> {
     network.check()?;
     limited("make the pod's network", async {
-        let root = here()?;
+        let root = netlink::own()?;
         let Some(own) = root.link(underlay).await? else {
             return Err(NetworkError::InterfaceMissing { name: underlay.to_owned(), waited: Duration::ZERO });
         };
@@ -201,8 +201,4 @@ async fn wait_for_link(name: &str, deadline: Duration) -> Result<Link, NetworkEr
         Err(refused("wait for", "link events")(std::io::ErrorKind::UnexpectedEof.into()))
     };
     timeout(deadline, appeared).await.unwrap_or_else(|_| Err(NetworkError::InterfaceMissing { name: name.to_owned(), waited: deadline }))
-}
-
-fn here() -> Result<Netlink, NetworkError> {
-    Netlink::here().map_err(refused("open", "rtnetlink socket"))
 }

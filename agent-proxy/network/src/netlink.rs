@@ -89,6 +89,11 @@ impl Drop for Netlink {
     }
 }
 
+/// [`Netlink::here`] with an error for callers of this crate.
+pub(crate) fn own() -> Result<Netlink, NetworkError> {
+    Netlink::here().map_err(refused("open", "rtnetlink socket"))
+}
+
 /// Names the operation and its subject in front of the kernel's error; for `map_err`.
 pub(crate) fn refused(operation: &'static str, subject: impl Display) -> impl FnOnce(io::Error) -> NetworkError {
     move |source| NetworkError::Request { operation, subject: subject.to_string(), source }

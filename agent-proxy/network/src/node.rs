@@ -17,7 +17,7 @@ use serde::{Deserialize, Serialize};
 use crate::address::{Ipv4Net, MacAddress};
 use crate::error::NetworkError;
 use crate::link::{Link, Vxlan};
-use crate::netlink::{Netlink, refused};
+use crate::netlink::{self, Netlink};
 use crate::netns::Netns;
 use crate::pod::{Neighbour, PodNetwork, Route, VERSION};
 pub use crate::route::Underlay;
@@ -81,7 +81,7 @@ pub async fn inspect(netns: &Path) -> Result<Inspected, NetworkError> {
 
 /// How the daemon reaches the VM: the address that the VM sees, and the largest packet that gets there.
 pub async fn underlay(vm: Ipv4Addr) -> Result<Underlay, NetworkError> {
-    limited("find the way to the VM", async { here()?.underlay(vm).await }).await
+    limited("find the way to the VM", async { netlink::own()?.underlay(vm).await }).await
 }
 
 /// Ties the pod's interface to the VM's VXLAN device. Idempotent; also replaces what an earlier VM of the pod left.
@@ -89,7 +89,7 @@ pub async fn ensure(netns: &Path, vm: Ipv4Addr, vni: u32, inspected: &Inspected)
     limited("connect the pod's network", async {
         let inside = Netns::open(netns)?;
         let pod = inside.netlink().await?;
-        let own = here()?;
+        let own = netlink::own()?;
         let source = own.underlay(vm).await?.source;
         let Some(interface) = pod.link(&inspected.interface).await? else {
             return Err(NetworkError::InterfaceMissing { name: inspected.interface.clone(), waited: Duration::ZERO });
@@ -131,10 +131,6 @@ async fn pod_link(pod: &Netlink, netns: &Path) -> Result<Link, NetworkError> {
             Err(NetworkError::FindInterface { path: netns.to_owned(), candidates: candidates.into_iter().map(|link| link.name).collect() })
         }
     }
-}
-
-fn here() -> Result<Netlink, NetworkError> {
-    Netlink::here().map_err(refused("open", "rtnetlink socket"))
 }
 
 /// Bounds a public operation.
