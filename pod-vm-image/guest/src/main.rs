@@ -11,8 +11,8 @@
 //!
 //! **Static**, against glibc (`crt-static`): the initrd contains no loader and no library, and the same file runs in the namespaces
 //! of another distribution's kernel. The price is that nothing may call `getaddrinfo`, `getpwnam` or `dlopen`, which would look for
-//! glibc's plugins at run time: names are resolved by hickory, users are numbers. musl would not have that trap, but its allocator and
-//! `memcpy` cost the tunnel a third of its throughput under load, and its target is one more thing to install.
+//! glibc's plugins at run time: names are resolved by hickory, users are numbers. musl would not have that trap, but it is one
+//! more target to install, and its allocator is known to be slow with threads, which image pulls and the channel use.
 //!
 //! **What leaves the machine by its console** is read by the host: fixed event names, numbers, and before Bind also log lines. From
 //! Bind on log lines stop, because they may quote what a tenant sent; errors then travel inside the attested channel. `panic` prints

@@ -125,6 +125,15 @@ mod tests {
     }
 
     #[test]
+    fn list_has_every_module_of_the_pod_network() {
+        for name in peerpods_network::guest::GUEST_MODULES {
+            // Found as dependencies of vxlan, as long as the kernel has them as modules.
+            let is_implied = matches!(*name, "udp_tunnel" | "ip6_udp_tunnel");
+            assert!(is_implied || REQUIRED.contains(name), "{name} is missing");
+        }
+    }
+
+    #[test]
     fn missing_module_is_named() {
         let folder = tempfile::tempdir().expect("folder");
         let error = format!("{:#}", collect(folder.path()).expect_err("nothing there"));
