@@ -50,10 +50,13 @@ impl Services {
         prepare(&tcp, self.agents.options().user_timeout)?;
         let start = LazyConfigAcceptor::new(Acceptor::default(), tcp).await?;
         let offered: Vec<Vec<u8>> = start.client_hello().alpn().into_iter().flatten().map(<[u8]>::to_vec).collect();
-        let (service, config) = match offered.as_slice() {
-            [only] if only == ALPN_BIND => (Some(Service::Bind), &self.bind_tls),
-            [only] if only == ALPN_AGENT => (Some(Service::Agent), &self.agent_tls),
-            _ => (None, &self.refusing_tls),
+        let offers = |name: &[u8]| offered.iter().any(|offered| offered == name);
+        let (service, config) = match () {
+            () if offers(ALPN_BIND) => (Some(Service::Bind), &self.bind_tls),
+            () if offers(ALPN_AGENT) => (Some(Service::Agent), &self.agent_tls),
+            () if offered.is_empty() => (None, &self.refusing_tls),
+            // Shares no protocol with the client, which ends the handshake with `no_application_protocol`.
+            () => (None, &self.bind_tls),
         };
         if service.is_none() {
             let names: Vec<_> = offered.iter().map(|name| String::from_utf8_lossy(name)).collect();

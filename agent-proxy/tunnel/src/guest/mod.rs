@@ -145,7 +145,7 @@ impl GuestEndpoint {
             bind_tls: bind_server(&self.key, &self.certificate, self.ca_sha256).map_err(tls)?,
             agent_tls: agent_server(&self.key, &self.certificate, Arc::clone(&keys)).map_err(tls)?,
             refusing_tls: refusing_server().map_err(tls)?,
-            agents: Agents::new(self.resume, self.streams),
+            agents: Agents::new(self.resume, self.limits.sessions, self.streams),
             binding: Binding {
                 tee: self.config.user_data.tee,
                 instance_id: self.config.instance_id,

@@ -1,6 +1,7 @@
 //! The node's end: bind a pod VM once, then open agent streams to it.
 
 mod binding;
+mod dialing;
 
 use std::fmt;
 use std::net::SocketAddr;
@@ -10,9 +11,9 @@ use serde::{Deserialize, Serialize};
 use sha2::{Digest as _, Sha256};
 
 pub use binding::bind;
+pub use dialing::AgentDialer;
 
-use crate::credential::NodeKey;
-use crate::{AgentStream, Refusal, ResumeOptions};
+use crate::Refusal;
 
 /// SHA-256 of the VM's SubjectPublicKeyInfo; prints and serializes as lower-case hex.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
@@ -124,26 +125,4 @@ pub enum DialError {
     /// The VM does not speak this protocol as we do.
     #[error("pod VM broke the protocol: {0}")]
     Protocol(String),
-}
-
-/// Opens agent streams to one bound VM.
-#[derive(Debug, Clone)]
-pub struct AgentDialer {
-    addr: SocketAddr,
-    key: NodeKey,
-    pin: Pin,
-    options: ResumeOptions,
-}
-
-impl AgentDialer {
-    /// `key` is one of [`crate::BindRequest::agent_keys`], `pin` is from [`bind`].
-    pub fn new(addr: SocketAddr, key: NodeKey, pin: Pin, options: ResumeOptions) -> Self {
-        Self { addr, key, pin, options }
-    }
-
-    /// Opens a new stream. A VM that does not answer is dialled again until [`ResumeOptions::open_budget`] has passed.
-    pub async fn connect(&self) -> Result<AgentStream, DialError> {
-        let _ = (&self.key, &self.pin);
-        Err(DialError::NeverAnswered { addr: self.addr, within: self.options.open_budget, last: String::new() })
-    }
 }

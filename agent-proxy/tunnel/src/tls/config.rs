@@ -33,12 +33,10 @@ pub(crate) fn agent_server(key: &NodeKey, certificate: &[u8], keys: Arc<AgentKey
     server(Arc::new(ListedClient::new(provider(), keys)), certificate, key, ALPN_AGENT)
 }
 
-/// Ends every handshake with an alert: `no_application_protocol` for an unknown service, `access_denied` when none was named.
+/// Ends every handshake with the alert `access_denied`: for clients that name no service.
 pub(crate) fn refusing_server() -> Result<Arc<ServerConfig>, rustls::Error> {
     let builder = ServerConfig::builder_with_provider(provider()).with_protocol_versions(&[&TLS13])?;
-    let mut config = builder.with_no_client_auth().with_cert_resolver(Arc::new(NoCertificate));
-    config.alpn_protocols = vec![ALPN_BIND.to_vec(), ALPN_AGENT.to_vec()];
-    Ok(Arc::new(config))
+    Ok(Arc::new(builder.with_no_client_auth().with_cert_resolver(Arc::new(NoCertificate))))
 }
 
 fn client(
