@@ -86,7 +86,7 @@ impl CloudProvider for LocalProvider {
             if record.phase == Phase::Deleting && host.settle_one(&record)? {
                 return Err(ProviderError::NotFound);
             }
-            Ok(record.instance())
+            Ok(advance(host, record).instance())
         })
         .await
     }
@@ -103,7 +103,8 @@ impl CloudProvider for LocalProvider {
                 // They are listed as being deleted until a later call removes them.
                 tracing::warn!(error = &error as &dyn std::error::Error, "some deleted machines stay for now");
             }
-            Ok(host.all()?.iter().filter(|record| record.request.owner == owner).map(Record::instance).collect())
+            let own = host.all()?.into_iter().filter(|record| record.request.owner == owner);
+            Ok(own.map(|record| advance(host, record).instance()).collect())
         })
         .await
     }
@@ -111,6 +112,21 @@ impl CloudProvider for LocalProvider {
     async fn instance_types(&self) -> Result<Vec<InstanceType>, ProviderError> {
         Ok(self.host.instance_types())
     }
+}
+
+/// Whoever looks at a machine that a killed launch only planned finishes it, as a cloud would by itself; one that does not start is
+/// taken back, and the record then says so.
+fn advance(host: &Host, record: Record) -> Record {
+    if record.phase != Phase::Planned {
+        return record;
+    }
+    host.start_planned(&record.id).unwrap_or_else(|error| {
+        tracing::warn!(instance_id = %record.id, error = &error as &dyn std::error::Error, "a planned machine does not start; it is deleted");
+        if let Err(error) = host.delete(&record.id) {
+            tracing::warn!(instance_id = %record.id, error = &error as &dyn std::error::Error, "it stays for now");
+        }
+        Record { phase: Phase::Deleting, ..record }
+    })
 }
 
 /// Starts what was planned. From the first machine that does not start, the rest is taken back.

@@ -100,6 +100,16 @@ impl Host {
         Ok(planned)
     }
 
+    /// Starts a machine that a killed launch only planned; the bridge may not have come to be yet.
+    pub fn start_planned(&self, id: &InstanceId) -> Result<Record, MachineError> {
+        {
+            let _lock = files::lock(&self.settings.state_dir.join("lock"))?;
+            let mut netlink = Netlink::open().map_err(MachineError::network("open netlink for", &self.settings.bridge))?;
+            self.bridge.ensure(&mut netlink)?;
+        }
+        self.start(id)
+    }
+
     /// One machine; `None` when it is gone or never was.
     pub fn read(&self, id: &InstanceId) -> Result<Option<Record>, MachineError> {
         self.read_folder(&self.folder(id)?)
