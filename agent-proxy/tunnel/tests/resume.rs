@@ -100,10 +100,8 @@ async fn bytes_and_end_pass_in_both_directions() {
     let (node, guest) = scene.open().await;
     let (up, down) = (pattern(1, 3 << 20), pattern(2, 5 << 20));
     let states = (node.state(), guest.state());
-    let (at_node, at_guest) = tokio::join!(
-        exchange(node, up.clone(), 100_000, Duration::ZERO),
-        exchange(guest, down.clone(), 7_777, Duration::ZERO)
-    );
+    let (at_node, at_guest) =
+        tokio::join!(exchange(node, up.clone(), 100_000, Duration::ZERO), exchange(guest, down.clone(), 7_777, Duration::ZERO));
     assert!(at_guest == up && at_node == down);
     for mut state in [states.0, states.1] {
         let last = timeout(PATIENCE, state.wait_for(|state| !matches!(state, StreamState::Connected))).await.unwrap();
@@ -157,16 +155,18 @@ async fn reader_that_does_not_read_blocks_its_writer_and_nothing_else() {
     }
     assert!((7 << 20..=8 << 20).contains(&written), "{written}");
     // The other direction flows, and nobody takes the silence of this one for a fault.
-    guest.write_all(&data[..9 << 20]).await.unwrap_or_else(|error| panic!("{error}"));
-    let mut back = vec![0; 9 << 20];
-    // Read in a task of its own only because it is more than the window.
-    node.read_exact(&mut back).await.unwrap();
-    assert!(back == data[..9 << 20]);
+    let mut back = vec![0; data.len()];
+    let (sent, read) = tokio::join!(guest.write_all(&data), node.read_exact(&mut back));
+    sent.unwrap();
+    read.unwrap();
+    assert!(back == data);
     assert_eq!(scene.proxy.dials(), 1);
-    let mut rest = vec![0; written];
-    guest.read_exact(&mut rest).await.unwrap();
-    assert!(rest == data[..written]);
-    node.write_all(&data[written..]).await.unwrap_or_else(|error| panic!("{error}"));
+    // The writer goes on when the reader does.
+    let mut all = vec![0; data.len()];
+    let (sent, read) = tokio::join!(node.write_all(&data[written..]), guest.read_exact(&mut all));
+    sent.unwrap();
+    read.unwrap();
+    assert!(all == data);
 }
 
 #[tokio::test]
@@ -224,11 +224,15 @@ async fn end_that_gave_up_first_is_unknown_to_the_other() {
 #[tokio::test]
 async fn vm_that_restarted_is_a_lost_session_and_never_a_new_one() {
     let world = World::new();
-    let vm = PodVm::boot_with(&world.ca, no_limits(), quick()).await;
+    let mut vm = PodVm::boot_with(&world.ca, no_limits(), quick()).await;
     let addr = vm.addr;
     let pin = world.bind(&vm).await.unwrap().pin;
     let mut node = AgentDialer::new(addr, world.key.clone(), pin, quick()).connect().await.unwrap();
+    // Held, so that nothing is closed in order.
+    let mut guest = vm.streams.recv().await.unwrap();
     drop(vm);
+    let error = timeout(PATIENCE, guest.read_u8()).await.unwrap().unwrap_err();
+    assert_eq!(SessionLost::find(&error), Some(&SessionLost::ShutDown));
     let listener = world::link::listen_on(addr).await;
     let mut reborn = PodVm::boot_on(listener, &world.ca, no_limits(), quick());
     let error = timeout(PATIENCE, node.read_u8()).await.unwrap().unwrap_err();

@@ -24,10 +24,9 @@ pub(crate) const BUILD: &[Package] = &[
 
 /// What the pod VM image is made with.
 pub(crate) const IMAGE: &[Package] = &[
-    Package { name: "binutils", probe: "/usr/bin/strip", why: "strips kernel modules" },
+    Package { name: "apt", probe: "/usr/bin/apt-get", why: "fetches and verifies Debian packages, in a folder of its own" },
     Package { name: "dpkg", probe: "/usr/bin/dpkg-deb", why: "unpacks Debian packages" },
     Package { name: "xz-utils", probe: "/usr/bin/xz", why: "unpacks kernel modules" },
-    Package { name: "zstd", probe: "/usr/bin/zstd", why: "unpacks the kernel" },
     Package { name: "debian-archive-keyring", probe: "/usr/share/keyrings/debian-archive-keyring.gpg", why: "verifies Debian's archive" },
 ];
 

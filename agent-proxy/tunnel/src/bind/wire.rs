@@ -68,3 +68,63 @@ pub(crate) fn decode_versioned<T: DeserializeOwned>(bytes: &[u8]) -> Result<T, R
     }
     decode(bytes)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::bind::{Answer, Evidence, Hello, Reply};
+    use crate::{BindRequest, Pod};
+    use std::fmt::Debug;
+
+    fn unchanged<T: Serialize + DeserializeOwned + PartialEq + Debug>(golden: &[u8], value: &T) {
+        assert_eq!(&decode::<T>(golden).unwrap(), value);
+        assert_eq!(encode(value), golden);
+    }
+
+    #[test]
+    fn version_1_bytes_decode_and_encode_unchanged() {
+        let golden = include_bytes!("../../../../tests/compat/bind/v1/hello.json");
+        unchanged(golden, &Hello { version: 1, nonce: [0xa5; 32] });
+        let golden = include_bytes!("../../../../tests/compat/bind/v1/evidence.json");
+        unchanged(golden, &Evidence { tee: "sample".to_owned(), evidence: vec![0, 1, 2, 255] });
+        let golden = include_bytes!("../../../../tests/compat/bind/v1/bind.json");
+        let request = BindRequest {
+            version: 1,
+            sandbox_id: "0a1b".to_owned(),
+            pod: Pod { namespace: "default".to_owned(), name: "web-0".to_owned(), uid: Some("4d5e".to_owned()) },
+            network: serde_json::json!({"mtu": 1450, "version": 1}),
+            initdata: Some("version = \"0.1.0\"\n".to_owned()),
+            agent_keys: vec!["00ff".repeat(16)],
+        };
+        unchanged(golden, &request);
+        let golden = include_bytes!("../../../../tests/compat/bind/v1/bind-minimal.json");
+        let pod = Pod { uid: None, ..request.pod.clone() };
+        unchanged(golden, &BindRequest { pod, network: serde_json::Value::Null, initdata: None, ..request });
+        let golden = include_bytes!("../../../../tests/compat/bind/v1/answer-bound.json");
+        unchanged(golden, &Answer::Bound);
+        let golden = include_bytes!("../../../../tests/compat/bind/v1/answer-refused.json");
+        unchanged(golden, &Answer::Refused(Refusal::new(RefusalCode::AlreadyBound, "taken")));
+        assert!(matches!(decode::<Reply>(golden), Ok(Reply::Answer(Answer::Refused(_)))));
+    }
+
+    #[test]
+    fn refusal_code_of_a_later_release_is_read_as_unknown() {
+        let answer = decode::<Answer>(br#"{"answer":"refused","code":"moon-phase","message":"full"}"#).unwrap();
+        assert!(matches!(answer, Answer::Refused(Refusal { code: RefusalCode::Unknown, .. })));
+    }
+
+    #[test]
+    fn unknown_version_is_refused_whatever_else_the_message_holds() {
+        let refusal = decode_versioned::<Hello>(br#"{"version":2,"salt":[]}"#).unwrap_err();
+        assert_eq!(refusal.code, RefusalCode::UnsupportedVersion);
+        assert!(refusal.message.contains("version 2"), "{refusal}");
+    }
+
+    #[tokio::test]
+    async fn length_over_the_limit_is_refused_before_it_is_read() {
+        let mut wire: &[u8] = &[0, 0, 0, 5, 1, 2, 3, 4, 5];
+        assert!(matches!(receive(&mut wire, 4).await, Err(WireError::TooLong { length: 5, limit: 4 })));
+        let mut wire: &[u8] = &[0, 0, 0, 5, 1, 2, 3, 4, 5];
+        assert_eq!(receive(&mut wire, 5).await.unwrap(), [1, 2, 3, 4, 5]);
+    }
+}

@@ -188,3 +188,133 @@ impl Outbox {
         self.chunks.push_back(self.tail.split().freeze());
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    fn drain(outbox: &mut Outbox, into: &mut Vec<u8>) {
+        while let Some((seq, piece)) = outbox.take() {
+            assert_eq!(seq, into.len() as u64);
+            assert!(piece.len() <= MAX_DATA);
+            into.extend_from_slice(&piece);
+        }
+    }
+
+    #[test]
+    fn window_is_a_limit_that_acknowledgements_lift() {
+        let mut outbox = Outbox::new(100);
+        assert_eq!(outbox.write(&[1; 80]), 80);
+        assert_eq!(outbox.write(&[2; 80]), 20);
+        assert_eq!(outbox.write(&[3; 80]), 0);
+        outbox.take().unwrap();
+        outbox.ack(100).unwrap();
+        assert_eq!(outbox.write(&[3; 80]), 80);
+    }
+
+    #[test]
+    fn tiny_writes_that_are_sent_one_by_one_meet_the_window_too() {
+        let mut outbox = Outbox::new(1000);
+        let mut count = 0;
+        while outbox.write(&[0]) == 1 {
+            outbox.take().unwrap();
+            count += 1;
+        }
+        assert!(count < 20, "{count} chunks in a window of 1000 bytes");
+    }
+
+    #[test]
+    fn end_is_acknowledged_like_a_byte_and_sent_again_after_a_rewind() {
+        let mut outbox = Outbox::new(100);
+        outbox.write(b"abc");
+        outbox.close(Half::Write);
+        assert_eq!(outbox.take_close(), None);
+        outbox.take().unwrap();
+        assert_eq!(outbox.take_close(), Some((Half::Write, 3)));
+        assert_eq!(outbox.take_close(), None);
+        outbox.rewind(3).unwrap();
+        assert_eq!(outbox.take_close(), Some((Half::Write, 3)));
+        outbox.rewind(4).unwrap();
+        assert_eq!(outbox.take_close(), None);
+        outbox.ack(4).unwrap();
+        assert!(outbox.is_close_acked() && outbox.is_drained());
+        outbox.close(Half::Both);
+        assert_eq!(outbox.take_close(), Some((Half::Both, 4)));
+    }
+
+    #[test]
+    fn impossible_acknowledgements_and_resumes_are_refused() {
+        let mut outbox = Outbox::new(1000);
+        outbox.write(b"abcdef");
+        assert!(outbox.ack(1).is_err(), "nothing was sent");
+        assert!(outbox.rewind(1).is_err(), "nothing was sent");
+        outbox.take().unwrap();
+        assert!(outbox.ack(7).is_err());
+        outbox.ack(4).unwrap();
+        assert!(outbox.rewind(3).is_err(), "forgotten");
+        assert!(outbox.rewind(7).is_err(), "never sent");
+        outbox.rewind(5).unwrap();
+        assert_eq!(outbox.take().unwrap(), (5, Bytes::from_static(b"f")));
+    }
+
+    #[derive(Debug, Clone)]
+    enum Step {
+        Write(usize),
+        Take,
+        /// Acknowledge this share of what was taken, in 1/256.
+        Ack(u8),
+        /// Rewind to this share of what is between acknowledged and ever taken.
+        Rewind(u8),
+    }
+
+    proptest! {
+        #[test]
+        fn every_byte_leaves_once_for_each_connection_that_lacks_it(
+            steps in proptest::collection::vec(
+                prop_oneof![
+                    (1usize..200_000).prop_map(Step::Write),
+                    Just(Step::Take),
+                    any::<u8>().prop_map(Step::Ack),
+                    any::<u8>().prop_map(Step::Rewind),
+                ],
+                0..60,
+            )
+        ) {
+            let mut outbox = Outbox::new(1 << 20);
+            let (mut written, mut sent, mut high, mut acked) = (Vec::new(), Vec::<u8>::new(), 0usize, 0usize);
+            let share = |of: usize, part: u8| of * usize::from(part) / 255;
+            for step in steps {
+                match step {
+                    Step::Write(len) => {
+                        let data: Vec<u8> = (0..len).map(|index| u8::try_from((written.len() + index) % 251).unwrap()).collect();
+                        let taken = outbox.write(&data);
+                        written.extend_from_slice(&data[..taken]);
+                        prop_assert!(written.len() - acked <= (1 << 20) + MAX_DATA);
+                    }
+                    Step::Take => {
+                        if let Some((seq, piece)) = outbox.take() {
+                            prop_assert_eq!(usize::try_from(seq).unwrap(), sent.len());
+                            sent.extend_from_slice(&piece);
+                            high = high.max(sent.len());
+                        }
+                    }
+                    Step::Ack(part) => {
+                        let to = acked + share(sent.len().saturating_sub(acked), part);
+                        outbox.ack(to as u64).unwrap();
+                        acked = to;
+                    }
+                    Step::Rewind(part) => {
+                        let to = acked + share(high - acked, part);
+                        outbox.rewind(to as u64).unwrap();
+                        sent = written[..to].to_vec();
+                    }
+                }
+            }
+            drain(&mut outbox, &mut sent);
+            prop_assert!(sent == written);
+            outbox.ack(sent.len() as u64).unwrap();
+            prop_assert!(outbox.chunks.is_empty() && outbox.tail.capacity() == 0);
+        }
+    }
+}

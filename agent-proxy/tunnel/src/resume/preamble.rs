@@ -180,3 +180,66 @@ fn message(speaker: Speaker, exporter: &[u8; 32], session_id: &SessionId, epoch:
     };
     [speaker, exporter, session_id, &epoch.to_be_bytes(), &received.to_be_bytes()].concat()
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const ID: SessionId = [0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15];
+
+    fn golden(name: &str) -> Vec<u8> {
+        let lines = include_str!("../../../../tests/compat/resume/v1/preambles.txt");
+        let line = lines.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(' '));
+        hex::decode(line.unwrap_or_else(|| panic!("no line {name}"))).unwrap()
+    }
+
+    fn decode(bytes: &[u8]) -> Result<Preamble, ResumeRefusal> {
+        let (head, rest) = bytes.split_first_chunk().unwrap();
+        assert_eq!(Preamble::rest(*head)?, rest.len());
+        Preamble::decode(rest)
+    }
+
+    #[test]
+    fn version_1_bytes_decode_and_encode_unchanged() {
+        // The secret is 32 times 07, the exporter 32 times 03.
+        let key = SessionKey::new(&[7; 32]);
+        let mac = |speaker| key.mac(speaker, &[3; 32], &ID, 2, 258);
+        let claim = Claim { epoch: 2, received: 258, mac: mac(Speaker::Node) };
+        for (name, preamble) in
+            [("open", Preamble::Open { session_id: ID }), ("resume", Preamble::Resume { session_id: ID, claim })]
+        {
+            assert_eq!(preamble.encode(), golden(name), "{name}");
+            assert_eq!(decode(&golden(name)), Ok(preamble), "{name}");
+        }
+        let resumed = Reply::Resumed { received: 258, mac: mac(Speaker::Guest) };
+        assert_eq!(resumed.encode(), golden("resumed"));
+        assert_eq!(Reply::decode_resumed(golden("resumed")[2..].try_into().unwrap()), resumed);
+        let refusals = ["unknown-session", "stale-epoch", "bad-mac", "busy", "exists", "unsupported-version", "malformed"];
+        let replies = REFUSALS.map(|(_, refusal)| Reply::Refused(refusal));
+        for (name, reply) in refusals.into_iter().zip(replies).chain([("opened", Reply::Opened)]) {
+            assert_eq!(reply.encode(), golden(name), "{name}");
+            assert_eq!(Reply::decode_head(golden(name).try_into().unwrap()), Ok(Some(reply)), "{name}");
+        }
+    }
+
+    #[test]
+    fn mac_holds_for_one_speaker_connection_session_and_claim_only() {
+        let key = SessionKey::new(&[7; 32]);
+        let claim = Claim { epoch: 2, received: 258, mac: key.mac(Speaker::Node, &[3; 32], &ID, 2, 258) };
+        assert!(key.verify(Speaker::Node, &[3; 32], &ID, &claim));
+        assert!(!key.verify(Speaker::Guest, &[3; 32], &ID, &claim));
+        assert!(!key.verify(Speaker::Node, &[4; 32], &ID, &claim));
+        assert!(!key.verify(Speaker::Node, &[3; 32], &[0; 16], &claim));
+        assert!(!key.verify(Speaker::Node, &[3; 32], &ID, &Claim { epoch: 3, ..claim }));
+        assert!(!key.verify(Speaker::Node, &[3; 32], &ID, &Claim { received: 259, ..claim }));
+        assert!(!SessionKey::new(&[8; 32]).verify(Speaker::Node, &[3; 32], &ID, &claim));
+    }
+
+    #[test]
+    fn other_versions_and_kinds_are_refused_by_type() {
+        assert_eq!(Preamble::rest([2, 1]), Err(ResumeRefusal::UnsupportedVersion));
+        assert_eq!(Preamble::rest([1, 9]), Err(ResumeRefusal::Malformed));
+        assert!(Reply::decode_head([1, 99]).is_err());
+        assert!(Reply::decode_head([2, 1]).is_err());
+    }
+}

@@ -68,7 +68,7 @@ async fn pod(world: &mut World, keep: bool) -> Result<()> {
     let talk = ContainerRequest::new(
         TALK,
         &image,
-        &["/bin/sh", "-c", "echo \"kernel $(cat /proc/sys/kernel/osrelease)\"; wget -q -O - http://localhost:8080/"],
+        &["/bin/sh", "-c", "echo \"kernel $(cat /proc/sys/kernel/osrelease)\"; wget -q -O - http://127.0.0.1:8080/"],
     );
     timed("create container 2 from the same image", shim.create_container(&talk)).await?;
     timed("start container 2", shim.start_container(TALK)).await?;
