@@ -49,15 +49,15 @@ pub enum CallError {
     },
     /// Not ready in time.
     #[error(
-        "sandbox {id}: not ready after {waited_secs} s, still {state}{trouble}; next: look at the node daemon's and the controller's logs for this sandbox"
+        "sandbox {id}: not ready after {waited_secs} s: {waiting_for}{trouble}; next: look at the pod VM's console and the node daemon's log for this sandbox"
     )]
     Timeout {
         /// The sandbox.
         id: SandboxId,
         /// How long StartVM has waited.
         waited_secs: u64,
-        /// The state's name.
-        state: &'static str,
+        /// What bring-up waits for.
+        waiting_for: String,
         /// ", " and what is being tried again, or nothing.
         trouble: String,
     },

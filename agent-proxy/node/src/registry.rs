@@ -337,6 +337,16 @@ async fn settled(done: &mut watch::Receiver<Option<Result<(), CallError>>>) -> R
     }
 }
 
+/// What a sandbox in bring-up waits for, in words.
+fn waiting_for(view: &View) -> String {
+    let pod_vm = view.instance_id.as_deref().unwrap_or("?");
+    match view.state {
+        "created" | "claiming" => "the controller has not given a pod VM yet".to_owned(),
+        "assigned" => format!("pod VM {pod_vm} has not answered yet; it may not have booted"),
+        state => format!("pod VM {pod_vm} has come no further than {state}"),
+    }
+}
+
 async fn ready(id: &SandboxId, mut view: watch::Receiver<View>, limit: Duration) -> Result<(), CallError> {
     let waited = timeout(limit, view.wait_for(|view| view.known != Known::Starting)).await.map(|seen| seen.map(|view| view.clone()));
     match waited {
@@ -354,7 +364,8 @@ async fn ready(id: &SandboxId, mut view: watch::Receiver<View>, limit: Duration)
         Err(_) => {
             let view = view.borrow();
             let trouble = view.trouble.as_ref().map_or(String::new(), |trouble| format!(", {trouble}"));
-            Err(CallError::Timeout { id: id.clone(), waited_secs: limit.as_secs(), state: view.state, trouble })
+            let waiting_for = waiting_for(&view);
+            Err(CallError::Timeout { id: id.clone(), waited_secs: limit.as_secs(), waiting_for, trouble })
         }
     }
 }

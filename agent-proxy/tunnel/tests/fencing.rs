@@ -230,7 +230,7 @@ async fn sender_that_ignores_the_window_loses_the_session() {
     let mut scene = Scene::set_up().await;
     let (mut connection, _, mut guest) = scene.open().await;
     let block = vec![0; 64 << 10];
-    let mut seq = 0;
+    let mut seq = 0u64;
     // Nobody reads: 128 blocks are the window.
     while seq <= 128 * 65_536 {
         let header = [&[DATA][..], &seq.to_be_bytes(), &65_536u32.to_be_bytes()].concat();

@@ -205,9 +205,7 @@ mod tests {
         let key = SessionKey::new(&[7; 32]);
         let mac = |speaker| key.mac(speaker, &[3; 32], &ID, 2, 258);
         let claim = Claim { epoch: 2, received: 258, mac: mac(Speaker::Node) };
-        for (name, preamble) in
-            [("open", Preamble::Open { session_id: ID }), ("resume", Preamble::Resume { session_id: ID, claim })]
-        {
+        for (name, preamble) in [("open", Preamble::Open { session_id: ID }), ("resume", Preamble::Resume { session_id: ID, claim })] {
             assert_eq!(preamble.encode(), golden(name), "{name}");
             assert_eq!(decode(&golden(name)), Ok(preamble), "{name}");
         }
