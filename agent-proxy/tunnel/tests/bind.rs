@@ -1,5 +1,7 @@
 //! Bind over loopback: who may bind a pod VM, once, and how everybody else is refused.
 
+#![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
+
 mod world;
 
 use std::time::{Duration, SystemTime};

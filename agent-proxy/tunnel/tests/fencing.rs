@@ -1,5 +1,7 @@
 //! The resume protocol against a node that is written here byte by byte: who may resume, what is fenced, what breaks a session.
 
+#![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
+
 mod world;
 
 use std::net::SocketAddr;

@@ -1,5 +1,7 @@
 //! Agent streams over a network that cuts, stalls and lies: no byte is lost or doubled, and a lost session says so.
 
+#![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
+
 mod world;
 
 use std::time::Duration;

@@ -41,7 +41,7 @@ fn all(stages: &mut Stages, is_quick: bool, filter: Option<&str>, count: &mut Co
     })?;
     stages.run("build the tests", || {
         let mut cargo = binaries::cargo();
-        crate::stage::run(cargo.args(["test", "--locked", "--workspace", "--exclude", "xtask", "--no-run", "--quiet"]))
+        crate::stage::run(cargo.args(["test", "--locked", "--workspace", "--exclude", "xtask", "--tests", "--no-run", "--quiet"]))
     })?;
     let mut outcome = Ok(());
     for (stage, selection) in [
@@ -50,7 +50,7 @@ fn all(stages: &mut Stages, is_quick: bool, filter: Option<&str>, count: &mut Co
     ] {
         let result = stages.run(stage, || {
             let mut cargo = binaries::cargo();
-            cargo.args(["test", "--locked", "--no-fail-fast"]).args(selection);
+            cargo.args(["test", "--locked", "--no-fail-fast", "--tests"]).args(selection);
             cargo.env("PEERPODS_IMAGE", &image).env("PEERPODS_BINARIES", binaries::folder("dev")?);
             cargo.args(filter);
             counted(&mut cargo, count)

@@ -35,7 +35,7 @@ pub(crate) fn run(args: &[OsString]) -> ExitCode {
         println!("no machine was tested: making machines needs root");
         return ExitCode::SUCCESS;
     }
-    let mut failed = Vec::new();
+    let (mut passed, mut failed) = (0, 0);
     for (name, case) in CASES {
         if !filters.is_empty() && !filters.iter().any(|filter| name.contains(filter.as_str())) {
             continue;
@@ -45,11 +45,10 @@ pub(crate) fn run(args: &[OsString]) -> ExitCode {
             continue;
         }
         let begin = std::time::Instant::now();
-        let passed = catch_unwind(AssertUnwindSafe(case)).is_ok();
-        println!("test {name} ... {} ({:.2?})", if passed { "ok" } else { "FAILED" }, begin.elapsed());
-        if !passed {
-            failed.push(name);
-        }
+        let is_ok = catch_unwind(AssertUnwindSafe(case)).is_ok();
+        println!("test {name} ... {} ({:.2?})", if is_ok { "ok" } else { "FAILED" }, begin.elapsed());
+        *(if is_ok { &mut passed } else { &mut failed }) += 1;
     }
-    if failed.is_empty() { ExitCode::SUCCESS } else { ExitCode::FAILURE }
+    println!("\ntest result: {passed} passed; {failed} failed");
+    if failed == 0 { ExitCode::SUCCESS } else { ExitCode::FAILURE }
 }

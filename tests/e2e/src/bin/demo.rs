@@ -128,7 +128,7 @@ fn print_phases(world: &World) -> Result<()> {
     let sandbox = list.as_array().and_then(|all| all.first()).context("the node daemon lists no sandbox")?;
     println!("\n      ms  phase");
     for phase in sandbox["phases"].as_array().into_iter().flatten() {
-        println!("{:>8}  {}", phase["ms"], phase["phase"].as_str().unwrap_or("?"));
+        println!("{:>8}  {}", phase["ms"].as_u64().unwrap_or(0), phase["phase"].as_str().unwrap_or("?"));
     }
     println!();
     Ok(())
