@@ -30,6 +30,8 @@ pub struct WorldOptions {
     pub guest: Option<PathBuf>,
     /// Extra lines for the controller's configuration.
     pub controller_extra: String,
+    /// Extra lines for the local provider's table.
+    pub provider_extra: String,
     /// Extra lines for the node's configuration.
     pub node_extra: String,
 }
@@ -37,7 +39,7 @@ pub struct WorldOptions {
 impl WorldOptions {
     /// A world at this level with nothing unusual.
     pub fn new(level: Level) -> Self {
-        Self { level, guest: None, controller_extra: String::new(), node_extra: String::new() }
+        Self { level, guest: None, controller_extra: String::new(), provider_extra: String::new(), node_extra: String::new() }
     }
 }
 
@@ -295,6 +297,7 @@ insecure_sandbox = {insecure}
 image = "{image}"
 state_dir = "{folder}/machines"
 gateway = "{VM_GATEWAY}"
+{provider_extra}
 
 [class.default]
 tee = "sample"
@@ -303,6 +306,7 @@ root_of_trust = "insecure"
         folder = folder.display(),
         image = image.display(),
         extra = options.controller_extra,
+        provider_extra = options.provider_extra,
     ))
 }
 

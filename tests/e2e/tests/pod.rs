@@ -117,3 +117,31 @@ async fn stop_is_durable_while_the_controller_is_away() {
     world.start_node().unwrap();
     world.wait_for_no_machines(Duration::from_secs(30)).unwrap();
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_outage_longer_than_tcp_bears_is_invisible_to_the_shim() {
+    let (mut world, image) = world();
+    let (shim, _, socket) = sandbox(&mut world, "cut-off", 5).await;
+    // Kata's shim opens a second connection that never speaks; losing it is harmless.
+    drop(std::os::unix::net::UnixStream::connect(&socket).unwrap());
+    let script = "i=0; while [ $i -lt 300 ]; do echo line $i; i=$((i+1)); usleep 100000; done";
+    shim.create_container(&ContainerRequest::new(A, &image, &["/bin/sh", "-c", script])).await.unwrap();
+    shim.start_container(A).await.unwrap();
+    let io = async { shim.finish(A, "").await.unwrap() };
+    let outage = async {
+        tokio::time::sleep(Duration::from_secs(1)).await;
+        world.netns().ip(&["link", "set", "peerpods0", "down"]).unwrap();
+        for _ in 0..10 {
+            tokio::time::sleep(Duration::from_secs(2)).await;
+            let check = tokio::time::timeout(Duration::from_secs(25), shim.check());
+            check.await.expect("Health.Check is answered within the shim's patience").unwrap();
+        }
+        world.netns().ip(&["link", "set", "peerpods0", "up"]).unwrap();
+    };
+    let (io, ()) = tokio::join!(io, outage);
+    let expected: String = (0..300).map(|i| format!("line {i}\n")).collect();
+    assert_eq!(String::from_utf8_lossy(&io.stdout), expected);
+    assert_eq!(io.status, 0);
+    shim.stop_vm().await.unwrap();
+    world.wait_for_no_machines(Duration::from_secs(30)).unwrap();
+}
