@@ -105,7 +105,7 @@ async fn daemon_serves_shims_is_killed_and_goes_on() {
     let mut start = StartVMRequest::new();
     start.id = "s1".to_owned();
     let error = client.start_vm(with_duration(Duration::from_secs(2)), &start).await.expect_err("no controller");
-    assert!(error.to_string().contains("still claiming") && error.to_string().contains("controller is unavailable"), "{error}");
+    assert!(error.to_string().contains("has not given a pod VM yet") && error.to_string().contains("controller is unavailable"), "{error}");
     let second = output(dir, &["run"]);
     assert!(!second.status.success());
     assert!(String::from_utf8_lossy(&second.stderr).contains("another peerpods-node"), "{}", String::from_utf8_lossy(&second.stderr));

@@ -197,7 +197,7 @@ async fn start_that_takes_too_long_tells_state_and_trouble() {
     let daemon = Daemon::start(&world);
     daemon.create("s1").await.expect("recorded");
     let text = daemon.start_vm("s1").await.expect_err("too long").to_string();
-    assert!(text.contains("not ready after 20 s, still claiming, the controller says: launching"), "{text}");
+    assert!(text.contains("not ready after 20 s: the controller has not given a pod VM yet, the controller says: launching"), "{text}");
     world.assign("node-1/default/web", 1);
     daemon.start_vm("s1").await.expect("it went on");
 }
