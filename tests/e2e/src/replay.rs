@@ -2,7 +2,7 @@
 //!
 //! A request goes out when it was sent; the replay goes on past a recorded answer only when ours is there too, so cause and
 //! effect keep their order while pauses are not repeated. Reads of output are the exception: how output falls into pieces is chance,
-//! so each stream is read to its end and compared as a whole. Rewritten are the network namespace, the image's name, GPUs, and the
+//! so each stream is read to its end and compared as a whole; the replay only waits until as much has come as had come then. Rewritten are the network namespace, the image's name, GPUs, and the
 //! initdata, which must name this world's registry.
 
 use std::collections::BTreeMap;
@@ -16,6 +16,7 @@ use peerpods_protos::agent::{
 };
 use peerpods_protos::hypervisor::{CreateVMRequest, CreateVMResponse};
 use protobuf::Message;
+use tokio::sync::watch;
 use tokio::task::JoinHandle;
 use ttrpc::proto::{Code, Request};
 
@@ -28,6 +29,12 @@ type Answer = Result<Vec<u8>, ttrpc::Error>;
 /// Container, exec, and whether it is standard error.
 type Stream = (String, String, bool);
 
+/// A stream that is being read to its end.
+struct Drain {
+    output: watch::Receiver<Vec<u8>>,
+    task: JoinHandle<()>,
+}
+
 /// A replay under way.
 pub struct Replay<'a> {
     world: &'a mut World,
@@ -36,7 +43,7 @@ pub struct Replay<'a> {
     calls: BTreeMap<CallId, (String, Vec<u8>, JoinHandle<Answer>)>,
     agent_sockets: Vec<PathBuf>,
     reads: BTreeMap<CallId, Stream>,
-    drains: BTreeMap<Stream, JoinHandle<Vec<u8>>>,
+    drains: BTreeMap<Stream, Drain>,
     recorded_output: BTreeMap<Stream, Vec<u8>>,
     compared: usize,
 }
@@ -144,17 +151,16 @@ impl<'a> Replay<'a> {
         }
         let client = self.connection(id.0, id.1, id.2).await?;
         let (method, payload) = (method.to_owned(), payload.to_vec());
+        let (sender, output) = watch::channel(Vec::new());
         let task = tokio::spawn(async move {
-            let mut all = Vec::new();
             while let Ok(response) = client.request(request("grpc.AgentService", &method, &payload)).await {
                 match ReadStreamResponse::parse_from_bytes(&response.payload) {
-                    Ok(read) if !read.data.is_empty() => all.extend(read.data),
+                    Ok(read) if !read.data.is_empty() => sender.send_modify(|all| all.extend(read.data)),
                     _ => break,
                 }
             }
-            all
         });
-        self.drains.insert(stream.clone(), task);
+        self.drains.insert(stream.clone(), Drain { output, task });
         self.recorded_output.insert(stream, Vec::new());
         Ok(())
     }
@@ -163,8 +169,9 @@ impl<'a> Replay<'a> {
     async fn finish_output(&mut self, container_id: &str, exec_id: &str) -> Result<()> {
         for is_stderr in [false, true] {
             let stream = (container_id.to_owned(), exec_id.to_owned(), is_stderr);
-            let Some(task) = self.drains.remove(&stream) else { continue };
-            let ours = tokio::time::timeout(ANSWER, task).await.with_context(|| format!("no end of output of {stream:?}"))??;
+            let Some(drain) = self.drains.remove(&stream) else { continue };
+            tokio::time::timeout(ANSWER, drain.task).await.with_context(|| format!("no end of output of {stream:?}"))??;
+            let ours = drain.output.borrow().clone();
             let recorded = self.recorded_output.get(&stream).cloned().unwrap_or_default();
             ensure!(
                 comparable(&ours) == comparable(&recorded),
@@ -181,7 +188,13 @@ impl<'a> Replay<'a> {
         if let Some(stream) = self.reads.get(&id) {
             if status == 0 {
                 let data = ReadStreamResponse::parse_from_bytes(payload)?.data;
-                self.recorded_output.entry(stream.clone()).or_default().extend(data);
+                let recorded = self.recorded_output.entry(stream.clone()).or_default();
+                recorded.extend(data);
+                let expected = text_of(recorded).len();
+                if let Some(drain) = self.drains.get_mut(stream) {
+                    // An end before that much has come is found when the whole is compared.
+                    let _ = tokio::time::timeout(ANSWER, drain.output.wait_for(|ours| text_of(ours).len() >= expected)).await;
+                }
             }
             return Ok(());
         }
@@ -232,11 +245,15 @@ fn request(service: &str, method: &str, payload: &[u8]) -> Request {
     Request { service: service.to_owned(), method: method.to_owned(), payload: payload.to_vec(), ..Request::default() }
 }
 
+/// A shell on a terminal asks for the cursor's position whenever it comes to its prompt; how often is chance.
+fn text_of(output: &[u8]) -> String {
+    String::from_utf8_lossy(output).replace('\r', "").replace("\u{1b}[6n", "")
+}
+
 /// Addresses, dates and sizes of directories differ between machines; digits are masked where a listing shows them.
 fn comparable(output: &[u8]) -> Vec<String> {
-    // A shell on a terminal asks for the cursor's position whenever it comes to its prompt; how often is chance.
-    let text = String::from_utf8_lossy(output).replace('\r', "").replace("\u{1b}[6n", "");
-    text.lines()
+    text_of(output)
+        .lines()
         .filter(|line| !line.starts_with("total "))
         .map(|line| {
             let words: Vec<&str> = line.split_whitespace().collect();

@@ -11,6 +11,9 @@ use std::time::Duration;
 /// The group above all machines' groups.
 const PARENT: &str = "peerpods";
 
+/// How often the group above may vanish while a machine's group is made.
+const MAKE_TRIES: u32 = 100;
+
 /// How long a group may stay busy after the last of its processes has ended.
 const BUSY_TRIES: u32 = 50;
 const BUSY_PAUSE: Duration = Duration::from_millis(10);
@@ -37,23 +40,36 @@ pub(crate) enum Kind {
 pub(crate) fn join(name: &str) -> io::Result<Vec<Hierarchy>> {
     let hierarchies = hierarchies()?;
     for hierarchy in &hierarchies {
-        let parent = hierarchy.mount.join(PARENT);
-        let own = parent.join(name);
-        for (above, group) in [(hierarchy.mount.as_path(), parent.as_path()), (&parent, &own)] {
-            if hierarchy.kind == Kind::V2 {
-                delegate(above)?;
+        let mut tries = 1;
+        let own = loop {
+            match make(hierarchy, name) {
+                // Whoever removed the last machine of another state folder has just taken the group above away.
+                Err(error) if error.kind() == ErrorKind::NotFound && tries < MAKE_TRIES => tries += 1,
+                made => break made?,
             }
-            match fs::create_dir(group) {
-                Err(error) if error.kind() != ErrorKind::AlreadyExists => return Err(error),
-                _ => {}
-            }
-            if matches!(&hierarchy.kind, Kind::V1(controllers) if controllers.split(',').any(|c| c == "cpuset")) {
-                inherit_cpuset(above, group)?;
-            }
-        }
+        };
         fs::write(own.join("cgroup.procs"), "0")?;
     }
     Ok(hierarchies)
+}
+
+/// Makes the machine's group and the one above where they are missing.
+fn make(hierarchy: &Hierarchy, name: &str) -> io::Result<PathBuf> {
+    let parent = hierarchy.mount.join(PARENT);
+    let own = parent.join(name);
+    for (above, group) in [(hierarchy.mount.as_path(), parent.as_path()), (&parent, &own)] {
+        if hierarchy.kind == Kind::V2 {
+            delegate(above)?;
+        }
+        match fs::create_dir(group) {
+            Err(error) if error.kind() != ErrorKind::AlreadyExists => return Err(error),
+            _ => {}
+        }
+        if matches!(&hierarchy.kind, Kind::V1(controllers) if controllers.split(',').any(|c| c == "cpuset")) {
+            inherit_cpuset(above, group)?;
+        }
+    }
+    Ok(own)
 }
 
 /// Removes the machine's groups and, with the last machine, the group above. Its processes must have ended.
