@@ -23,6 +23,10 @@ use processes::{Ended, Processes};
 /// How long the agent may take to end after SIGTERM.
 const GRACE: Duration = Duration::from_secs(3);
 
+/// glibc's allocator for the agent: one arena instead of eight a processor, and freed memory goes back to the kernel at once.
+/// A pod VM's memory is the tenant's; an idle agent held about 10 MiB of freed heap without this.
+const ALLOCATOR: [(&str, &str); 2] = [("MALLOC_ARENA_MAX", "1"), ("MALLOC_TRIM_THRESHOLD_", "131072")];
+
 /// Why the machine stops.
 #[derive(Debug, thiserror::Error)]
 enum Stop {
@@ -88,7 +92,7 @@ fn run(level: Level) -> Result<Stop, Stop> {
         scratch::prepare().map_err(|e| failed("scratch", e.what, &e.source))?;
         console::event("scratch");
     }
-    let agent = Command::new("/proc/self/exe").arg("agent").spawn().map_err(|e| failed("agent", "spawn", &e))?;
+    let agent = Command::new("/proc/self/exe").arg("agent").envs(ALLOCATOR).spawn().map_err(|e| failed("agent", "spawn", &e))?;
     wait(&processes, agent.id()).map_err(|e| failed("wait", "signalfd", &e))
 }
 

@@ -76,3 +76,51 @@ impl Inbox {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn read(inbox: &mut Inbox) -> Vec<u8> {
+        let mut chunks = VecDeque::new();
+        inbox.drain_into(&mut chunks);
+        chunks.iter().flat_map(|chunk| chunk.to_vec()).collect()
+    }
+
+    #[test]
+    fn pieces_of_all_sizes_keep_their_order() {
+        let mut inbox = Inbox::default();
+        let mut all = Vec::new();
+        for (index, len) in [1, 9_000, 2, 3, 8_192, 8_191, 1, 65_536, 5].into_iter().enumerate() {
+            let piece = vec![u8::try_from(index).unwrap(); len];
+            all.extend_from_slice(&piece);
+            inbox.push(piece.into(), 0).unwrap();
+        }
+        assert!(read(&mut inbox) == all);
+        assert_eq!(inbox.received(), all.len() as u64);
+    }
+
+    #[test]
+    fn tiny_pieces_do_not_pin_the_blocks_they_came_in() {
+        let mut inbox = Inbox::default();
+        for _ in 0..20_000 {
+            let block = Bytes::from(vec![0; 1 << 10]);
+            inbox.push(block.slice(..1), 0).unwrap();
+        }
+        let mut chunks = VecDeque::new();
+        inbox.drain_into(&mut chunks);
+        assert!(chunks.len() <= 3, "{}", chunks.len());
+    }
+
+    #[test]
+    fn data_beyond_the_window_or_the_end_is_refused() {
+        let mut inbox = Inbox::default();
+        inbox.push(vec![0; MAX_WINDOW].into(), 0).unwrap();
+        assert!(inbox.push(vec![0; 1].into(), 0).is_err());
+        let mut inbox = Inbox::default();
+        inbox.end();
+        inbox.end();
+        assert_eq!(inbox.received(), 1);
+        assert!(inbox.push(vec![0; 1].into(), 1).is_err());
+    }
+}
