@@ -299,7 +299,8 @@ fn trouble() -> impl Strategy<Value = Trouble> {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig { cases: 24, max_shrink_iters: 16, ..ProptestConfig::default() })]
+    // Cases take real time, failing ones up to the patience: shrinking would take minutes and rarely hit the same moment.
+    #![proptest_config(ProptestConfig { cases: 24, max_shrink_iters: 0, failure_persistence: None, ..ProptestConfig::default() })]
 
     #[test]
     fn no_byte_is_lost_or_doubled(
@@ -313,6 +314,8 @@ proptest! {
         runtime.block_on(async {
             let mut scene = Scene::set_up(ResumeOptions { window, ..quick() }).await;
             let (node, guest) = scene.open().await;
+            // A small window passes once for each delayed acknowledgement, some 40 times a second.
+            let sizes = (sizes.0.min(window * 100), sizes.1.min(window * 100));
             let (up, down) = (pattern(11, sizes.0), pattern(12, sizes.1));
             // Tiny pieces of a large transfer would only take long.
             let piece = (pieces.0.max(sizes.0 / 200), pieces.1.max(sizes.1 / 200));

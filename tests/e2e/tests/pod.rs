@@ -82,6 +82,24 @@ async fn a_workload_reaches_neither_metadata_nor_the_guest_channel() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_pod_in_the_hosts_network_gets_loopback_alone() {
+    let (world, image) = world();
+    let mut shim = world.shim("host-network", 6);
+    let socket = shim.create_vm(std::path::Path::new(""), &[("cc_init_data", &world.initdata())]).await.unwrap();
+    shim.start_vm(&socket).await.unwrap();
+    shim.create_sandbox().await.unwrap();
+    shim.create_container(&ContainerRequest::new(A, &image, &["/bin/sh", "-c", "ip -o link; wget -q -O - http://10.93.0.1:5000/v2/"]))
+        .await
+        .unwrap();
+    shim.start_container(A).await.unwrap();
+    let io = shim.finish(A, "").await.unwrap();
+    let links = String::from_utf8_lossy(&io.stdout);
+    assert!(links.contains(" lo: ") && !links.contains("eth0") && io.status != 0, "{io:?}");
+    shim.stop_vm().await.unwrap();
+    world.wait_for_no_machines(Duration::from_secs(30)).unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn killing_both_daemons_is_invisible_to_a_ready_pod() {
     let (mut world, image) = world();
     let (shim, _, _) = sandbox(&mut world, "steady", 3).await;
