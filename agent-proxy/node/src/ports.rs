@@ -55,6 +55,8 @@ pub struct BindTarget<'a> {
     pub chain: &'a [Vec<u8>],
     /// What it is given.
     pub request: &'a BindRequest,
+    /// Whether this request may have reached it before: then it may be bound already, by this request alone.
+    pub may_be_bound: bool,
     /// For all tries together.
     pub deadline: Duration,
 }

@@ -119,6 +119,7 @@ impl Driver {
             tee: &vm.tee,
             chain: &assignment.chain,
             request: &request,
+            may_be_bound: matches!(self.ledger.state(), SandboxState::Attested(_)),
             deadline: left.min(good_for),
         };
         let mut observer = Observer { driver: self, vm, attested_at: now_ms() };

@@ -23,17 +23,26 @@ impl TunnelBinder {
     pub fn new(key: NodeKey) -> Self {
         Self { key, port: PORT }
     }
+
+    /// The same for pod VMs of tests, which listen on any port.
+    pub fn with_port(self, port: u16) -> Self {
+        Self { port, ..self }
+    }
 }
 
 #[async_trait]
 impl PodVms for TunnelBinder {
     async fn bind(&self, target: BindTarget<'_>, observer: &mut (dyn BindObserver + Send)) -> Result<Bound, BindFailure> {
         let credential = Credential { chain: target.chain.to_vec(), key: self.key.clone() };
-        let tee = target.tee;
+        let (tee, initdata) = (target.tee, target.request.initdata.as_deref());
+        let mut may_be_bound = target.may_be_bound;
         let verify = |message: &EvidenceMessage| -> Result<(), String> {
             observer.evidence_arrived()?;
-            verify(tee, message)?;
-            observer.attested()
+            verify(tee, message, expected_initdata(initdata, may_be_bound)?)?;
+            observer.attested()?;
+            // Bind is sent now; if its answer is lost, the next try finds a pod VM that may have taken it.
+            may_be_bound = true;
+            Ok(())
         };
         let addr = SocketAddr::new(target.address, self.port);
         let bound = node::bind(addr, target.instance_id, &credential, target.request, verify, target.deadline).await;
@@ -41,14 +50,23 @@ impl PodVms for TunnelBinder {
     }
 }
 
-fn verify(tee: &str, message: &EvidenceMessage) -> Result<(), String> {
+/// What the initdata register must hold: its reset value, which no pod VM that ever ran a workload can show, unless this very request may
+/// have extended it. A pod VM that another request has bound refuses the Bind.
+fn expected_initdata(initdata: Option<&str>, may_be_bound: bool) -> Result<InitdataState, String> {
+    if !may_be_bound {
+        return Ok(InitdataState::Reset);
+    }
+    peerpods_evidence::initdata::digest(initdata).map(InitdataState::ResetOrExtended).map_err(|error| chain(&error))
+}
+
+fn verify(tee: &str, message: &EvidenceMessage, initdata: InitdataState) -> Result<(), String> {
     if message.tee != tee {
         return Err(format!(
             "the pod VM shows evidence of {:?}, its class wants {tee:?}",
             message.tee.chars().take(40).collect::<String>()
         ));
     }
-    let expected = Expected { report_data: message.report_data, initdata: InitdataState::Reset };
+    let expected = Expected { report_data: message.report_data, initdata };
     let verified = peerpods_evidence::verify(tee, &message.evidence, &expected, SystemTime::now()).map_err(|error| chain(&error))?;
     if verified.is_insecure {
         tracing::warn!(tee, "this evidence protects nothing: the class says so");
