@@ -20,15 +20,15 @@ fn main() -> Result<()> {
             _ = tokio::signal::ctrl_c() => { println!("\ninterrupted; cleaning up"); Err(anyhow::anyhow!("interrupted")) }
         }
     });
-    drop(runtime);
+    // Not dropped: that would wait for the thread that reads standard input.
+    runtime.shutdown_background();
     let left = eventually("everything is gone", Duration::from_secs(20), || {
         let left = Leftovers::now()?.since(&before);
         ensure!(left.is_empty(), "{left}");
         Ok(left)
     })?;
-    outcome?;
     println!("nothing left: {left}");
-    Ok(())
+    outcome
 }
 
 async fn story(keep: bool) -> Result<()> {
