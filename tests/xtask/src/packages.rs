@@ -41,8 +41,7 @@ pub(crate) const RUN: &[Package] = &[
 /// What only tests need.
 pub(crate) const TEST: &[Package] = &[
     Package { name: "e2fsprogs", probe: "/usr/sbin/e2fsck", why: "checks the file system that the guest makes" },
-    Package { name: "nftables", probe: "/usr/sbin/nft", why: "an independent view of packet filters" },
-    Package { name: "apache2-utils", probe: "/usr/bin/htpasswd", why: "passwords of a registry that asks for them" },
+    Package { name: "procps", probe: "/usr/bin/kill", why: "signals the programs under test" },
 ];
 
 /// Makes sure that all of these are there.
