@@ -4,7 +4,7 @@ use std::path::Path;
 use std::time::Duration;
 
 use anyhow::{Context as _, Result};
-use peerpods_e2e::{ContainerRequest, Image, KataShim, Level, World, WorldOptions};
+use peerpods_e2e::{ContainerRequest, Image, KataShim, Level, World, WorldOptions, eventually};
 
 use crate::figure::{Budget, Figure};
 
@@ -21,8 +21,7 @@ pub(crate) async fn run() -> Result<Vec<Figure>> {
     for seed in 0..PODS {
         shims.push(pod(&mut world, seed, &image).await.with_context(|| world.logs())?);
     }
-    tokio::time::sleep(Duration::from_secs(2)).await;
-    let daemon = pss_mib(node)?;
+    let daemon = settled_mib(node)?;
     let links = processes(|exe| exe.ends_with("peerpods-link"))?;
     let link = mean(&links)?;
     let agents = processes(|exe| exe == Path::new("/init"))?;
@@ -57,6 +56,19 @@ async fn pod(world: &mut World, seed: u64, image: &str) -> Result<KataShim> {
     shim.create_container(&ContainerRequest::new(&id, image, &["/bin/sleep", "1000000"])).await?;
     shim.start_container(&id).await?;
     Ok(shim)
+}
+
+/// A process's memory once two readings half a second apart agree: it has done what the last pod gave it to do.
+fn settled_mib(pid: u32) -> Result<f64> {
+    let mut last = f64::NAN;
+    let mut next = std::time::Instant::now();
+    eventually("the daemon's memory settles", Duration::from_secs(30), || {
+        anyhow::ensure!(std::time::Instant::now() >= next, "between two readings");
+        next = std::time::Instant::now() + Duration::from_millis(500);
+        let before = std::mem::replace(&mut last, pss_mib(pid)?);
+        anyhow::ensure!((last - before).abs() < 0.05, "{before:.2} MiB, then {last:.2} MiB");
+        Ok(last)
+    })
 }
 
 fn mean(pids: &[u32]) -> Result<f64> {

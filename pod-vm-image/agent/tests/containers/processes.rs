@@ -201,7 +201,7 @@ pub(crate) async fn users_and_capabilities_are_as_asked() -> Result<()> {
         (user.UID, user.GID, user.AdditionalGids) = (1000, 1001, vec![2000]);
         process.User = Some(user).into();
         process.OOMScoreAdj = 900;
-        process.Cwd = "/work/deep".to_owned();
+        process.Cwd = "/srv/deep".to_owned();
         process.NoNewPrivileges = true;
         let mut limit = oci::POSIXRlimit::new();
         (limit.Type, limit.Soft, limit.Hard) = ("RLIMIT_NOFILE".to_owned(), 512, u64::MAX >> 1);

@@ -79,7 +79,7 @@ fn parse_rules(text: &str) -> Result<BTreeMap<String, BTreeSet<String>>, String>
         .collect()
 }
 
-/// Every dependency between workspace crates that no rule allows, and every crate without a rule.
+/// Every dependency between workspace crates that no rule allows, every rule that nobody uses, and every crate without a rule.
 fn arrows(packages: &[Value], rules: &BTreeMap<String, BTreeSet<String>>) -> Vec<String> {
     let ours: BTreeSet<&str> = packages.iter().filter(|p| p["source"].is_null()).map(name_of).collect();
     let mut faults = Vec::new();
@@ -89,7 +89,11 @@ fn arrows(packages: &[Value], rules: &BTreeMap<String, BTreeSet<String>>) -> Vec
             faults.push(format!("crate {name} has no line in .ci/dependencies"));
             continue;
         };
-        for dependency in package["dependencies"].as_array().into_iter().flatten() {
+        let dependencies = package["dependencies"].as_array().map_or(&[][..], Vec::as_slice);
+        let is_used = |to: &str| dependencies.iter().any(|d| name_of(d) == to && d["kind"].as_str() != Some("dev"));
+        let unused = allowed.iter().filter(|to| *to != "*" && !is_used(to));
+        faults.extend(unused.map(|to| format!("{name} does not depend on {to}: take it off its line in .ci/dependencies")));
+        for dependency in dependencies {
             let to = name_of(dependency);
             let is_dev = dependency["kind"].as_str() == Some("dev");
             if ours.contains(to) && !is_dev && !allowed.contains(to) && !allowed.contains("*") {
