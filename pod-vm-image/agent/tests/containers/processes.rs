@@ -193,7 +193,7 @@ pub(crate) async fn containers_share_what_the_pod_shares() -> Result<()> {
 
 pub(crate) async fn users_and_capabilities_are_as_asked() -> Result<()> {
     let pod = Pod::start().await?;
-    let mut request = shell("c1", "id -u; id -g; id -G; cat /proc/self/oom_score_adj; stat -c %a /work; cat /proc/self/status; sleep 1000");
+    let mut request = shell("c1", "id -u; id -g; id -G; cat /proc/self/oom_score_adj; stat -c %a /made; cat /proc/self/status; sleep 1000");
     {
         let spec = request.OCI.as_mut().context("spec")?;
         let process = spec.Process.as_mut().context("process")?;
@@ -201,7 +201,7 @@ pub(crate) async fn users_and_capabilities_are_as_asked() -> Result<()> {
         (user.UID, user.GID, user.AdditionalGids) = (1000, 1001, vec![2000]);
         process.User = Some(user).into();
         process.OOMScoreAdj = 900;
-        process.Cwd = "/srv/deep".to_owned();
+        process.Cwd = "/made/deep".to_owned();
         process.NoNewPrivileges = true;
         let mut limit = oci::POSIXRlimit::new();
         (limit.Type, limit.Soft, limit.Hard) = ("RLIMIT_NOFILE".to_owned(), 512, u64::MAX >> 1);
