@@ -5,7 +5,7 @@ mod support;
 use std::time::{Duration, SystemTime};
 
 use peerpods_node::call::CallError;
-use support::{Daemon, World, eventually, netns, new_sandbox};
+use support::{BRING_UP, Daemon, World, eventually, netns, new_sandbox};
 
 #[tokio::test]
 async fn create_start_stop_leaves_nothing() {
@@ -127,20 +127,7 @@ async fn shim_that_hangs_up_during_create_does_not_stop_it() {
 
 #[tokio::test]
 async fn stop_at_every_step_of_bring_up_ends_start_and_leaves_nothing() {
-    for point in [
-        "claim.before",
-        "claim.after",
-        "describe.before",
-        "describe.after",
-        "bind.before",
-        "bind.evidence",
-        "bind.attested",
-        "bind.after",
-        "network.before",
-        "network.after",
-        "link.before",
-        "link.after",
-    ] {
+    for point in BRING_UP {
         let world = World::new();
         let daemon = Daemon::start(&world);
         world.block(point);

@@ -2,22 +2,8 @@
 
 mod support;
 
-use support::{Daemon, World, eventually};
+use support::{BRING_UP, Daemon, World, eventually};
 
-const BRING_UP: [&str; 12] = [
-    "claim.before",
-    "claim.after",
-    "describe.before",
-    "describe.after",
-    "bind.before",
-    "bind.evidence",
-    "bind.attested",
-    "bind.after",
-    "network.before",
-    "network.after",
-    "link.before",
-    "link.after",
-];
 const TAKE_DOWN: [&str; 8] = [
     "link-stop.before",
     "link-stop.after",

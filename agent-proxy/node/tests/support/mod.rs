@@ -16,6 +16,22 @@ use tokio::sync::watch;
 
 pub(crate) use daemon::{Daemon, eventually, new_sandbox};
 
+/// Where bring-up can be held or killed: before and after each effect.
+pub(crate) const BRING_UP: [&str; 12] = [
+    "claim.before",
+    "claim.after",
+    "describe.before",
+    "describe.after",
+    "bind.before",
+    "bind.evidence",
+    "bind.attested",
+    "bind.after",
+    "network.before",
+    "network.after",
+    "link.before",
+    "link.after",
+];
+
 /// Everything outside the daemon.
 pub(crate) struct World {
     state: Mutex<State>,
