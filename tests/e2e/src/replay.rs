@@ -245,9 +245,10 @@ fn request(service: &str, method: &str, payload: &[u8]) -> Request {
     Request { service: service.to_owned(), method: method.to_owned(), payload: payload.to_vec(), ..Request::default() }
 }
 
-/// A shell on a terminal asks for the cursor's position whenever it comes to its prompt; how often is chance.
+/// A shell on a terminal asks for the cursor's position whenever it comes to its prompt, and draws the prompt again when the terminal
+/// is resized at it; whether either happens depends on who comes first.
 fn text_of(output: &[u8]) -> String {
-    String::from_utf8_lossy(output).replace('\r', "").replace("\u{1b}[6n", "")
+    String::from_utf8_lossy(output).replace("\r/ # \u{1b}[J", "").replace('\r', "").replace("\u{1b}[6n", "")
 }
 
 /// Addresses, dates and sizes of directories differ between machines; digits are masked where a listing shows them.
