@@ -78,10 +78,11 @@ pub(crate) fn cargo() -> Command {
     cargo
 }
 
-/// The workspace's folder.
+/// The workspace's folder, as `cargo run` tells it. Two checkouts with one target folder share this program, so the folder that it
+/// was compiled in may be the other one's.
 pub(crate) fn root() -> PathBuf {
-    let here = Path::new(env!("CARGO_MANIFEST_DIR"));
-    here.ancestors().nth(2).unwrap_or(here).to_path_buf()
+    let here = std::env::var_os("CARGO_MANIFEST_DIR").map_or_else(|| PathBuf::from(env!("CARGO_MANIFEST_DIR")), PathBuf::from);
+    here.ancestors().nth(2).unwrap_or(&here).to_path_buf()
 }
 
 fn target_folder() -> Result<PathBuf, String> {
