@@ -4,7 +4,7 @@ use std::path::Path;
 
 use ttrpc_codegen::{Codegen, Customize, ProtobufCustomize};
 
-const PROTOS: [&str; 6] = ["agent", "csi", "health", "hypervisor", "oci", "types"];
+const PROTOS: [&str; 7] = ["agent", "csi", "health", "hypervisor", "node", "oci", "types"];
 
 fn main() {
     println!("cargo:rerun-if-changed=proto");

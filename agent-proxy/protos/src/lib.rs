@@ -9,4 +9,11 @@ mod generated {
     include!(concat!(env!("OUT_DIR"), "/mod.rs"));
 }
 
-pub use generated::{agent, agent_ttrpc, csi, health, health_ttrpc, hypervisor, hypervisor_ttrpc, oci, types};
+pub use generated::{agent, agent_ttrpc, csi, health, health_ttrpc, hypervisor, hypervisor_ttrpc, node, node_ttrpc, oci, types};
+
+/// What users and groups mean between node and guest.
+pub mod user {
+    /// A uid or gid that says "look it up in the image": the node has no layers and so cannot read the image's `/etc/passwd` and
+    /// `/etc/group`. Below 2^31, because containerd refuses larger ids.
+    pub const FROM_IMAGE: u32 = 0x7fff_fff8;
+}
