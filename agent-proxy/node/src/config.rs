@@ -37,6 +37,26 @@ pub struct Config {
     /// How log lines look.
     #[serde(default)]
     pub log: LogFormat,
+    /// containerd's own socket: it is asked what a container's image is, for pods of our own shim.
+    #[serde(default = "containerd_socket")]
+    pub containerd_socket: PathBuf,
+    /// The image-skipping snapshotter; `None` serves none.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub snapshotter: Option<SnapshotterConfig>,
+}
+
+/// Table `[snapshotter]`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct SnapshotterConfig {
+    /// The unix socket that containerd calls, as `proxy_plugins.peerpods.address` of its configuration says.
+    pub socket: PathBuf,
+    /// Where snapshots are recorded. Containers and images outlive a boot in containerd, so this must too: not below `/run`.
+    pub state_dir: PathBuf,
+}
+
+fn containerd_socket() -> PathBuf {
+    PathBuf::from("/run/containerd/containerd.sock")
 }
 
 /// The kubelet tries a failed sandbox again after 10 s, with up to half of that added at random.
@@ -52,6 +72,13 @@ impl Configuration for Config {
     fn check(&self) -> Result<(), (&'static str, String)> {
         check_socket("hypervisor_socket", &self.hypervisor_socket)?;
         check_socket("claims_socket", &self.claims_socket)?;
+        check_socket("containerd_socket", &self.containerd_socket)?;
+        if let Some(snapshotter) = &self.snapshotter {
+            check_socket("snapshotter.socket", &snapshotter.socket)?;
+            if !snapshotter.state_dir.is_absolute() {
+                return Err(("snapshotter.state_dir", "must be an absolute path".to_owned()));
+            }
+        }
         // A sandbox id has 64 digits and the socket's name 11.
         let longest = self.pods_dir.as_os_str().len() + 1 + 64 + 1 + peerpods_link::folder::SOCKET.len();
         if longest > MAX_SOCKET_PATH {
@@ -113,14 +140,21 @@ mod tests {
     fn five_keys_are_enough() {
         let config = load("").expect("valid");
         assert_eq!((config.start_timeout(), config.takeover()), (Duration::from_secs(300), Duration::from_secs(15)));
+        assert_eq!((config.containerd_socket.to_str(), config.snapshotter), (Some("/run/containerd/containerd.sock"), None));
     }
 
     #[test]
     fn bad_values_name_their_key() {
         let long = format!("pods_dir = \"/{}\"", "x".repeat(60));
-        for (extra, key) in
-            [("start_timeout_secs = 600", "start_timeout_secs"), ("takeover_secs = 301", "takeover_secs"), ("colour = 1", "colour")]
-        {
+        for (extra, key) in [
+            ("start_timeout_secs = 600", "start_timeout_secs"),
+            ("takeover_secs = 301", "takeover_secs"),
+            ("colour = 1", "colour"),
+            ("containerd_socket = \"\"", "containerd_socket"),
+            ("[snapshotter]\nsocket = \"/run/s.sock\"", "state_dir"),
+            ("[snapshotter]\nsocket = \"/run/s.sock\"\nstate_dir = \"s\"", "snapshotter.state_dir"),
+            ("[snapshotter]\nsocket = \"\"\nstate_dir = \"/s\"", "snapshotter.socket"),
+        ] {
             assert!(load(extra).expect_err(extra).contains(key));
         }
         let text = TEXT.replace("pods_dir = \"/run/p\"", &long);

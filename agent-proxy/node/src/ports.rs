@@ -2,6 +2,7 @@
 //! fail each at will. Every method may be called again after it was cancelled, failed, or the daemon was killed during it.
 
 mod controller;
+mod images;
 mod kernel;
 mod link_process;
 mod pod_vm;
@@ -18,6 +19,7 @@ use peerpods_tunnel::node::Pin;
 
 use crate::id::SandboxId;
 
+pub use images::{ImageResolver, ResolveFailure, Resolved};
 pub use kernel::Kernel;
 pub use link_process::LinkProcesses;
 pub use pod_vm::TunnelBinder;
