@@ -28,13 +28,77 @@ pub struct Image {
     pub layers: Vec<Layer>,
     /// The command of its configuration.
     pub command: Vec<String>,
+    /// More of its configuration: `User`, `Entrypoint`, `Volumes` and the like.
+    pub settings: serde_json::Map<String, serde_json::Value>,
 }
 
 /// Applets that images of the tests use.
 const APPLETS: &[&str] = &[
-    "cat", "chmod", "cp", "dd", "echo", "env", "false", "grep", "head", "hostname", "httpd", "id", "ip", "kill", "ls", "mkdir", "mount",
-    "nc", "ping", "printf", "ps", "rm", "route", "seq", "sh", "sleep", "stat", "stty", "tail", "tar", "test", "touch", "tr", "true",
-    "usleep", "wc", "wget", "yes",
+    "awk",
+    "base64",
+    "cat",
+    "chgrp",
+    "chmod",
+    "chown",
+    "chroot",
+    "cp",
+    "cut",
+    "date",
+    "dd",
+    "df",
+    "dmesg",
+    "echo",
+    "env",
+    "expr",
+    "false",
+    "find",
+    "grep",
+    "head",
+    "hostname",
+    "httpd",
+    "id",
+    "ip",
+    "kill",
+    "ln",
+    "ls",
+    "mkdir",
+    "mkfifo",
+    "mknod",
+    "mount",
+    "nc",
+    "ping",
+    "printf",
+    "ps",
+    "pwd",
+    "readlink",
+    "rm",
+    "route",
+    "sed",
+    "seq",
+    "setsid",
+    "sh",
+    "sha256sum",
+    "sleep",
+    "sort",
+    "stat",
+    "stty",
+    "sync",
+    "sysctl",
+    "tail",
+    "tar",
+    "test",
+    "timeout",
+    "touch",
+    "tr",
+    "true",
+    "tty",
+    "umount",
+    "uname",
+    "unshare",
+    "usleep",
+    "wc",
+    "wget",
+    "yes",
 ];
 
 impl Image {
@@ -60,7 +124,45 @@ impl Image {
             }
             layers.push(extra.finish()?);
         }
-        Ok(Self { layers, command: vec!["/bin/sh".to_owned()] })
+        Ok(Self { layers, command: vec!["/bin/sh".to_owned()], settings: serde_json::Map::new() })
+    }
+
+    /// What containerd starts in every pod: one program that waits and reaps.
+    pub fn pause() -> Result<Self> {
+        let program = crate::binaries_folder()?.join("peerpods-pause");
+        let mut layer = Builder::new();
+        layer.file("pause", 0o755, &std::fs::read(&program).with_context(|| program.display().to_string())?)?;
+        Ok(Self { layers: vec![layer.finish()?], command: vec!["/pause".to_owned()], settings: serde_json::Map::new() })
+    }
+
+    /// An image that sets whatever an image can set: user, entry point, working directory, volume, variables.
+    pub fn configured() -> Result<Self> {
+        let mut image = Self::busybox(&[])?;
+        let mut layer = Builder::new();
+        layer.file(
+            "etc/passwd",
+            0o644,
+            b"root:x:0:0:root:/root:/bin/sh\napp:x:1234:1235:app:/home/app:/bin/sh\nother:x:2000:2000::/:/bin/sh\n",
+        )?;
+        layer.file("etc/group", 0o644, b"root:x:0:\nstaff:x:1235:\naudio:x:29:app,other\nvideo:x:44:app\nother:x:2000:\n")?;
+        layer.owned_folder("home/app", 1234, 1235)?;
+        layer.owned_folder("data", 1234, 1235)?;
+        layer.file("data/seed", 0o640, b"from the image\n")?;
+        layer.owned_folder("srv/work", 0, 0)?;
+        layer.file("bin/plain", 0o644, b"not a program\n")?;
+        layer.file("bin/greet", 0o755, b"#!/bin/sh\necho \"greet: $@\"\n")?;
+        image.layers.push(layer.finish()?);
+        let settings = serde_json::json!({
+            "User": "app",
+            "Entrypoint": ["/bin/greet", "from-entrypoint"],
+            "WorkingDir": "/srv/work",
+            "Volumes": { "/data": {} },
+            "Env": ["PATH=/bin", "FROM_IMAGE=yes", "OVERRIDDEN=image"],
+            "StopSignal": "SIGUSR1",
+        });
+        image.command = vec!["from-cmd".to_owned()];
+        image.settings = settings.as_object().cloned().unwrap_or_default();
+        Ok(image)
     }
 
     /// One layer with one file of `bytes` incompressible bytes on top of busybox.
@@ -82,10 +184,15 @@ impl Image {
     /// The configuration object.
     pub fn config(&self) -> Vec<u8> {
         let diff_ids: Vec<&str> = self.layers.iter().map(|l| l.diff_id.as_str()).collect();
+        let mut settings = serde_json::Map::new();
+        settings.insert("Cmd".to_owned(), self.command.clone().into());
+        settings.insert("Env".to_owned(), serde_json::json!(["PATH=/bin"]));
+        settings.insert("WorkingDir".to_owned(), "/".into());
+        settings.extend(self.settings.clone());
         let config = serde_json::json!({
             "architecture": "amd64",
             "os": "linux",
-            "config": { "Cmd": self.command, "Env": ["PATH=/bin"], "WorkingDir": "/" },
+            "config": settings,
             "rootfs": { "type": "layers", "diff_ids": diff_ids },
         });
         config.to_string().into_bytes()
@@ -105,10 +212,16 @@ impl Builder {
     }
 
     fn folder(&mut self, path: &str) -> Result<()> {
+        self.owned_folder(path, 0, 0)
+    }
+
+    fn owned_folder(&mut self, path: &str, user: u64, group: u64) -> Result<()> {
         let mut header = tar::Header::new_gnu();
         header.set_entry_type(tar::EntryType::Directory);
         header.set_mode(if path == "tmp" { 0o1777 } else { 0o755 });
         header.set_size(0);
+        header.set_uid(user);
+        header.set_gid(group);
         Ok(self.0.append_data(&mut header, format!("{path}/"), std::io::empty())?)
     }
 

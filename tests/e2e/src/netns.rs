@@ -11,13 +11,15 @@ use nix::sched::{CloneFlags, setns};
 /// A named network namespace, removed on drop.
 pub struct Netns {
     name: String,
+    /// A process whose mounts programs in here see; `None`: those of this program.
+    mounts_of: Option<u32>,
 }
 
 impl Netns {
     /// Creates it with `lo` up.
     pub fn create(name: &str) -> Result<Self> {
         ip(&["netns", "add", name])?;
-        let netns = Self { name: name.to_owned() };
+        let netns = Self { name: name.to_owned(), mounts_of: None };
         netns.ip(&["link", "set", "lo", "up"])?;
         Ok(netns)
     }
@@ -32,10 +34,28 @@ impl Netns {
         Path::new("/run/netns").join(&self.name)
     }
 
-    /// A command that runs inside; it keeps the caller's mounts, unlike `ip netns exec`.
+    /// Lets programs in here see the mounts of this process, which must outlive them.
+    pub(crate) fn use_mounts_of(&mut self, process: u32) {
+        self.mounts_of = Some(process);
+    }
+
+    /// Where a path of a program in here is for this program.
+    pub fn inside(&self, path: &Path) -> PathBuf {
+        match (self.mounts_of, path.strip_prefix("/")) {
+            (Some(process), Ok(path)) => Path::new("/proc").join(process.to_string()).join("root").join(path),
+            _ => path.to_owned(),
+        }
+    }
+
+    /// A command that runs inside; without mounts of its own it keeps the caller's, unlike `ip netns exec`.
     pub fn command(&self, program: impl AsRef<std::ffi::OsStr>) -> Command {
         let mut command = Command::new("nsenter");
+        if let Some(process) = self.mounts_of {
+            command.arg(format!("--mount=/proc/{process}/ns/mnt"));
+        }
         command.arg(format!("--net={}", self.path().display())).arg("--").arg(program);
+        // Our daemons read their settings from variables of this prefix, and this one is not theirs.
+        command.env_remove("PEERPODS_CONTAINERD");
         command
     }
 

@@ -34,12 +34,21 @@ pub struct WorldOptions {
     pub provider_extra: String,
     /// Extra lines for the node's configuration.
     pub node_extra: String,
+    /// Whether the node's programs have mounts of their own, as containerd needs: what they mount ends with them.
+    pub own_mounts: bool,
 }
 
 impl WorldOptions {
     /// A world at this level with nothing unusual.
     pub fn new(level: Level) -> Self {
-        Self { level, guest: None, controller_extra: String::new(), provider_extra: String::new(), node_extra: String::new() }
+        Self {
+            level,
+            guest: None,
+            controller_extra: String::new(),
+            provider_extra: String::new(),
+            node_extra: String::new(),
+            own_mounts: false,
+        }
     }
 }
 
@@ -50,6 +59,8 @@ pub struct World {
     controller: Option<Process>,
     registry: Registry,
     pods: Vec<PodNetns>,
+    // Holds the namespace of mounts; no more than that.
+    mounts: Option<Process>,
     netns: Netns,
     folder: tempfile::TempDir,
     next_pod: u16,
@@ -63,13 +74,17 @@ static NEXT_WORLD: AtomicU32 = AtomicU32::new(0);
 impl World {
     /// Starts everything and waits until it serves.
     pub fn start(options: &WorldOptions) -> Result<Self> {
-        let netns = Netns::create(&format!("pp{}-{}", std::process::id(), NEXT_WORLD.fetch_add(1, Ordering::Relaxed)))?;
+        let mut netns = Netns::create(&format!("pp{}-{}", std::process::id(), NEXT_WORLD.fetch_add(1, Ordering::Relaxed)))?;
         PodNetns::prepare_node(&netns)?;
         let folder = tempfile::Builder::new().prefix("pp").tempdir()?;
+        let mounts = if options.own_mounts { Some(hold_mounts(folder.path())?) } else { None };
+        if let Some(holder) = &mounts {
+            netns.use_mounts_of(holder.pid());
+        }
         let registry = Registry::start(&netns, folder.path())?;
         std::fs::write(folder.path().join("controller.toml"), controller_config(folder.path(), options)?)?;
         std::fs::write(folder.path().join("node.toml"), node_config(folder.path(), options))?;
-        let mut world = Self { node: None, controller: None, registry, pods: Vec::new(), netns, folder, next_pod: 2 };
+        let mut world = Self { node: None, controller: None, registry, pods: Vec::new(), mounts, netns, folder, next_pod: 2 };
         world.start_controller()?;
         world.start_node()?;
         Ok(world)
@@ -221,7 +236,7 @@ impl World {
         Ok(())
     }
 
-    /// Kills every process of this world, by namespace and not by name.
+    /// Kills every process of this world, by what it sees and not by name.
     fn sweep(&self) {
         let namespaces: Vec<u64> = std::iter::once(&self.netns)
             .chain(self.pods.iter().map(PodNetns::netns))
@@ -230,10 +245,21 @@ impl World {
         for entry in std::fs::read_dir("/proc").into_iter().flatten().flatten() {
             let Some(pid) = entry.file_name().to_str().and_then(|n| n.parse::<i32>().ok()) else { continue };
             let Ok(found) = std::fs::metadata(entry.path().join("ns/net")) else { continue };
-            if namespaces.contains(&found.ino()) {
+            if namespaces.contains(&found.ino()) || self.has_our_mounts(&entry.path()) {
                 let _ = kill(Pid::from_raw(pid), Signal::SIGKILL);
             }
         }
+    }
+}
+
+impl World {
+    /// Whether a process sees a mount that only programs with this world's own mounts see: containers in namespaces of their own do.
+    fn has_our_mounts(&self, process: &Path) -> bool {
+        let Some(holder) = &self.mounts else { return false };
+        let pid = process.file_name().and_then(|n| n.to_str()).and_then(|n| n.parse().ok());
+        let mounts = std::fs::read(process.join("mountinfo")).unwrap_or_default();
+        let folder = self.folder.path().as_os_str().as_encoded_bytes();
+        pid != Some(holder.pid()) && mounts.windows(folder.len()).any(|part| part == folder)
     }
 }
 
@@ -262,6 +288,25 @@ pub fn binaries_folder() -> Result<PathBuf> {
 /// Where the pod VM image is: `PEERPODS_IMAGE`, set by `cargo xtask`.
 pub fn image_folder() -> Result<PathBuf> {
     std::env::var_os("PEERPODS_IMAGE").map(PathBuf::from).context("set PEERPODS_IMAGE to the pod VM image's folder")
+}
+
+/// A process with mounts of its own and an empty folder in place of each that containerd shares with others of its kind.
+fn hold_mounts(folder: &Path) -> Result<Process> {
+    const SHARED: [&str; 2] = ["/run/containerd", "/var/lib/cni"];
+    for shared in SHARED {
+        std::fs::create_dir_all(shared).with_context(|| shared.to_owned())?;
+    }
+    let script = SHARED.map(|shared| format!("mount -t tmpfs tmpfs {shared}")).join(" && ");
+    let ready = folder.join("mounts-ready");
+    let script = format!("{script} && : > {} && exec sleep infinity", ready.display());
+    let mut command = std::process::Command::new("unshare");
+    command.args(["--mount", "--propagation", "private", "--", "sh", "-c", &script]);
+    let mut process = Process::start("mounts", folder, &mut command)?;
+    eventually("mounts of its own", Duration::from_secs(10), || {
+        process.check_alive()?;
+        std::fs::metadata(&ready).map(|_| ()).context("not yet")
+    })?;
+    Ok(process)
 }
 
 fn wait_for_socket(process: &mut Process, socket: &Path, what: &str) -> Result<()> {
@@ -321,6 +366,6 @@ metrics = "127.0.0.1:0"
 {extra}
 "#,
         folder = folder.display(),
-        extra = options.node_extra,
+        extra = options.node_extra.replace("{folder}", &folder.display().to_string()),
     )
 }
