@@ -12,7 +12,7 @@ use tokio::net::UnixStream;
 use tonic::transport::{Channel, Endpoint, Uri};
 
 pub use k8s_cri::v1;
-pub use stream::{PortStream, Session};
+pub use stream::{Outcome, PortStream, Session};
 
 use v1::image_service_client::ImageServiceClient;
 use v1::runtime_service_client::RuntimeServiceClient;

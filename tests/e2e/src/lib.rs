@@ -21,7 +21,7 @@ mod world;
 
 pub use condition::{eventually, eventually_async};
 pub use containerd::{Handler, Kubelet, Rig, RigOptions, Version, Volume};
-pub use cri::{Cri, PortStream, Session, v1};
+pub use cri::{Cri, Outcome, PortStream, Session, v1};
 pub use image::{Image, Layer};
 pub use kata::{ContainerIo, ContainerRequest, KataShim};
 pub use leftovers::Leftovers;

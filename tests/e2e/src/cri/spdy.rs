@@ -18,6 +18,7 @@ use tokio::sync::mpsc;
 use tokio::task::JoinHandle;
 
 const SYN_STREAM: u16 = 1;
+const SYN_REPLY: u16 = 2;
 const RST_STREAM: u16 = 3;
 const PING: u16 = 6;
 const GOAWAY: u16 = 7;
@@ -29,6 +30,8 @@ const QUEUE: usize = 64;
 
 /// What a stream brought.
 pub(super) enum Part {
+    /// The other end has taken it on; before that it drops whatever it gets.
+    Reply,
     /// Bytes.
     Data(Vec<u8>),
     /// Nothing more will come.
@@ -100,7 +103,10 @@ impl Connection {
         frame.extend([0, 0, 0, 0, 0, 0]); // no associated stream, highest priority, no slot
         frame.extend(header_block(headers, std::mem::take(&mut self.is_first_header))?);
         self.writer.lock().await.write_all(&control(SYN_STREAM, 0, &frame)?).await?;
-        Ok(Stream { id, writer: Arc::clone(&self.writer), parts, is_ended: false })
+        let mut stream = Stream { id, writer: Arc::clone(&self.writer), parts, is_ended: false };
+        let reply = tokio::time::timeout(Duration::from_secs(30), stream.parts.recv()).await.context("a stream is not answered")?;
+        ensure!(matches!(reply, Some(Part::Reply)), "a stream is refused");
+        Ok(stream)
     }
 }
 
@@ -129,11 +135,14 @@ impl Stream {
         if self.is_ended {
             return None;
         }
-        match self.parts.recv().await {
-            Some(Part::Data(bytes)) => Some(bytes),
-            Some(Part::End) | None => {
-                self.is_ended = true;
-                None
+        loop {
+            match self.parts.recv().await {
+                Some(Part::Data(bytes)) => return Some(bytes),
+                Some(Part::Reply) => {}
+                Some(Part::End) | None => {
+                    self.is_ended = true;
+                    return None;
+                }
             }
         }
     }
@@ -187,6 +196,16 @@ async fn read_frames(mut read: BufReader<OwnedReadHalf>, readers: Readers, write
                     lock(&readers).remove(&id);
                 }
                 GOAWAY => {}
+                SYN_REPLY if length >= 4 => {
+                    let id = u32::from_be_bytes([body[0], body[1], body[2], body[3]]);
+                    let sender = lock(&readers).get(&id).cloned();
+                    if let Some(sender) = sender {
+                        let _ = sender.send(Part::Reply).await;
+                        if flags & FIN != 0 {
+                            let _ = sender.send(Part::End).await;
+                        }
+                    }
+                }
                 _ if flags & FIN != 0 && length >= 4 => {
                     let id = u32::from_be_bytes([body[0], body[1], body[2], body[3]]);
                     lock(&readers).remove(&id);
@@ -226,6 +245,8 @@ fn header_block(headers: &[(&str, &str)], is_first: bool) -> Result<Vec<u8>> {
     block.extend(length.to_le_bytes());
     block.extend((!length).to_le_bytes());
     block.extend(plain);
+    // An empty stored block makes the other end's decoder give out what it holds.
+    block.extend([0, 0, 0, 0xff, 0xff]);
     Ok(block)
 }
 

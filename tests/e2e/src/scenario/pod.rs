@@ -1,13 +1,14 @@
 //! A pod as a kubelet asks for it, and one that runs.
 
 use std::net::IpAddr;
+use std::time::Duration;
 
 use anyhow::{Context as _, Result};
 use base64::Engine as _;
 
 use super::story::RUNTIME_HANDLER;
 use super::{Container, Running, Story};
-use crate::{Volume, v1};
+use crate::{Volume, eventually_async, v1};
 
 /// A pod yet to be run.
 pub struct Pod {
@@ -256,14 +257,17 @@ impl RunningPod {
         Ok(())
     }
 
-    /// Stops and removes a sandbox; one that is gone already is no error.
+    /// Stops and removes a sandbox, trying again as a kubelet does; one that is gone already is no error.
     pub(super) async fn delete(story: &Story, sandbox: &str) -> Result<()> {
-        let mut runtime = story.cri().runtime.clone();
-        let stop = v1::StopPodSandboxRequest { pod_sandbox_id: sandbox.to_owned() };
-        runtime.stop_pod_sandbox(stop).await.context("StopPodSandbox")?;
-        let remove = v1::RemovePodSandboxRequest { pod_sandbox_id: sandbox.to_owned() };
-        runtime.remove_pod_sandbox(remove).await.context("RemovePodSandbox")?;
-        Ok(())
+        eventually_async("the pod is removed", Duration::from_secs(60), || async {
+            let mut runtime = story.cri().runtime.clone();
+            let stop = v1::StopPodSandboxRequest { pod_sandbox_id: sandbox.to_owned() };
+            runtime.stop_pod_sandbox(stop).await.context("StopPodSandbox")?;
+            let remove = v1::RemovePodSandboxRequest { pod_sandbox_id: sandbox.to_owned() };
+            runtime.remove_pod_sandbox(remove).await.context("RemovePodSandbox")?;
+            Ok(())
+        })
+        .await
     }
 }
 

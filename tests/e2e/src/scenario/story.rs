@@ -33,7 +33,6 @@ impl Story {
             (rig.world().registry_host(), "<registry>".to_owned()),
             (rig.world().folder().display().to_string(), "<node>".to_owned()),
             (rig.cgroup_parent(), "<cgroup>".to_owned()),
-            (handler.name().to_owned(), "<handler>".to_owned()),
         ];
         let shared = Shared { rig, cri, handler, name, transcript: Mutex::default(), roles: Mutex::new(roles), pods: Mutex::default() };
         Ok(Self { shared: Arc::new(shared) })
