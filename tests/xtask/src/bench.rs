@@ -3,7 +3,7 @@
 use std::process::Command;
 
 use crate::stage::Stages;
-use crate::{binaries, packages};
+use crate::{binaries, containerd, packages};
 
 const HELP: &str = "\
 Measure the budgets of the design, each beside a baseline measured in the same run.
@@ -20,14 +20,15 @@ pub(crate) fn run(args: &[String]) -> Result<(), String> {
         return Ok(());
     }
     let mut stages = Stages::new();
-    stages.run("packages", || packages::ensure(&[packages::BUILD, packages::IMAGE, packages::RUN]))?;
+    stages.run("packages", || packages::ensure(&[packages::BUILD, packages::IMAGE, packages::RUN, packages::CONTAINERD]))?;
+    let containerd = containerd::ensure(&mut stages)?;
     let image = binaries::image_folder()?;
     binaries::image(&mut stages, &image, false)?;
     stages.run("build", || {
-        let packages = ["peerpods-controller", "peerpods-node", "peerpods-link", "peerpods-bench", "peerpods-e2e"];
+        let packages = ["peerpods-controller", "peerpods-node", "peerpods-link", "peerpods-shim", "peerpods-bench", "peerpods-e2e"];
         binaries::build("ship", &packages, &["peerpods-controller/local-sandbox"])
     })?;
     let mut bench = Command::new(binaries::binary("ship", "peerpods-bench")?);
-    bench.env("PEERPODS_BINARIES", binaries::folder("ship")?).env("PEERPODS_IMAGE", image).args(args);
+    bench.env("PEERPODS_BINARIES", binaries::folder("ship")?).env("PEERPODS_IMAGE", image).env(containerd::VARIABLE, containerd).args(args);
     crate::stage::run(&mut bench)
 }

@@ -47,6 +47,11 @@ pub(crate) fn image_folder() -> Result<PathBuf, String> {
     Ok(target_folder()?.join("podvm-image"))
 }
 
+/// Where the versions of containerd are.
+pub(crate) fn containerd_folder() -> Result<PathBuf, String> {
+    Ok(target_folder()?.join("containerd"))
+}
+
 /// Builds packages (all binaries of each) in a profile.
 pub(crate) fn build(profile: &str, packages: &[&str], features: &[&str]) -> Result<(), String> {
     let mut cargo = cargo();

@@ -4,6 +4,7 @@ mod dependencies;
 mod tree;
 
 use crate::binaries::cargo;
+use crate::packages;
 use crate::stage::{Stages, run as run_command};
 
 const HELP: &str = "\
@@ -21,6 +22,8 @@ pub(crate) fn run(args: &[String]) -> Result<(), String> {
         return tree::write_code_map();
     }
     let mut stages = Stages::new();
+    // Lints compile everything.
+    stages.run("packages", || packages::ensure(&[packages::BUILD, packages::CONTAINERD]))?;
     let result = all(&mut stages);
     stages.print_table();
     result

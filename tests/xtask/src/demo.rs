@@ -3,7 +3,7 @@
 use std::process::Command;
 
 use crate::stage::{self, Stages};
-use crate::{binaries, packages};
+use crate::{binaries, containerd, packages};
 
 const HELP: &str = "\
 Run a peer pod end to end on this machine and show what happens.
@@ -12,15 +12,16 @@ Usage: cargo xtask demo [--keep]
 
   --keep   leave everything running and print three commands to try; Ctrl-C or Enter cleans up
 
-It builds a pod VM image, starts a registry, the controller and the node daemon, asks for a peer pod as a Kata shim
-would, boots a real VM with QEMU, attests and binds it, pulls an OCI image inside the VM, runs its containers, and
-removes everything. Everything happens in a network namespace of its own; it needs root.
+It builds a pod VM image, starts a registry, the controller, the node daemon and Debian's containerd 2.x, asks through the CRI
+for a pod whose runtime handler is `peer-pods`, as a kubelet does, boots a real VM with QEMU, attests and binds it, pulls an OCI
+image inside the VM, runs its containers, and removes everything. Everything happens in namespaces of its own; it needs root.
 ";
 
 /// Runs the demo on what was built.
 fn run_demo_binary(keep: bool) -> Result<(), String> {
     let mut demo = Command::new(binaries::binary("ship", "peerpods-demo")?);
     demo.env("PEERPODS_BINARIES", binaries::folder("ship")?).env("PEERPODS_IMAGE", binaries::image_folder()?);
+    demo.env(containerd::VARIABLE, binaries::containerd_folder()?);
     if keep {
         demo.arg("--keep");
     }
@@ -33,10 +34,11 @@ pub(crate) fn run(args: &[String]) -> Result<(), String> {
     println!("Peerpods demo: a pod's containers in a pod VM of their own.");
     println!("The first run compiles everything and fetches a Debian kernel: some minutes. Later runs take seconds.");
     let mut stages = Stages::new();
-    stages.run("packages", || packages::ensure(&[packages::BUILD, packages::IMAGE, packages::RUN]))?;
+    stages.run("packages", || packages::ensure(&[packages::BUILD, packages::IMAGE, packages::RUN, packages::CONTAINERD]))?;
+    containerd::ensure(&mut stages)?;
     binaries::image(&mut stages, &binaries::image_folder()?, false)?;
     stages.run("build the controller, the node daemon and the demo", || {
-        binaries::build("ship", &["peerpods-controller", "peerpods-node", "peerpods-link", "peerpods-e2e"], &[])
+        binaries::build("ship", &["peerpods-controller", "peerpods-node", "peerpods-link", "peerpods-shim", "peerpods-e2e"], &[])
     })?;
     stages.run("demo", || run_demo_binary(options.has("--keep")))
 }

@@ -7,6 +7,7 @@
 mod bench;
 mod binaries;
 mod check;
+mod containerd;
 mod demo;
 mod packages;
 mod soak;

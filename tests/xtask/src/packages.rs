@@ -38,6 +38,14 @@ pub(crate) const RUN: &[Package] = &[
     Package { name: "busybox-static", probe: "/usr/bin/busybox", why: "content of the demo's and tests' container images" },
 ];
 
+/// What a containerd needs beside itself; containerd is not installed but unpacked, see `containerd.rs`.
+pub(crate) const CONTAINERD: &[Package] = &[
+    Package { name: "runc", probe: "/usr/sbin/runc", why: "the runtime that peer pods are compared with" },
+    Package { name: "containernetworking-plugins", probe: "/usr/lib/cni/bridge", why: "the network of pods on the node" },
+    Package { name: "iptables", probe: "/usr/sbin/iptables", why: "host ports of pods on the node" },
+    Package { name: "protobuf-compiler", probe: "/usr/bin/protoc", why: "compiles the CRI's definitions for the tests' client" },
+];
+
 /// What only tests need.
 pub(crate) const TEST: &[Package] = &[
     Package { name: "e2fsprogs", probe: "/usr/sbin/e2fsck", why: "checks the file system that the guest makes" },

@@ -3,7 +3,7 @@
 use std::process::Command;
 
 use crate::stage::Stages;
-use crate::{binaries, packages};
+use crate::{binaries, containerd, packages};
 
 const HELP: &str = "\
 Kill the node daemon, the controller or both at random moments of pods' lives.
@@ -23,11 +23,12 @@ pub(crate) fn run(args: &[String]) -> Result<(), String> {
         return Ok(());
     }
     let mut stages = Stages::new();
-    stages.run("packages", || packages::ensure(&[packages::BUILD, packages::RUN]))?;
+    stages.run("packages", || packages::ensure(&[packages::BUILD, packages::RUN, packages::CONTAINERD]))?;
+    let containerd = containerd::ensure(&mut stages)?;
     stages.run("build", || {
-        let packages = ["peerpods-controller", "peerpods-node", "peerpods-link", "peerpods-guest", "peerpods-e2e"];
+        let packages = ["peerpods-controller", "peerpods-node", "peerpods-link", "peerpods-shim", "peerpods-guest", "peerpods-e2e"];
         binaries::build("dev", &packages, &["peerpods-controller/local-sandbox"])
     })?;
     let mut soak = Command::new(binaries::binary("dev", "peerpods-soak")?);
-    crate::stage::run(soak.env("PEERPODS_BINARIES", binaries::folder("dev")?).args(args))
+    crate::stage::run(soak.env("PEERPODS_BINARIES", binaries::folder("dev")?).env(containerd::VARIABLE, containerd).args(args))
 }

@@ -4,7 +4,7 @@ use std::io::{BufRead, BufReader};
 use std::process::{Command, Stdio};
 
 use crate::stage::Stages;
-use crate::{binaries, check, packages};
+use crate::{binaries, check, containerd, packages};
 
 const HELP: &str = "\
 Install what the tests need, build everything and run every test.
@@ -29,14 +29,16 @@ pub(crate) fn run(args: &[String]) -> Result<(), String> {
 }
 
 fn all(stages: &mut Stages, is_quick: bool, filter: Option<&str>, count: &mut Count) -> Result<(), String> {
-    stages.run("packages", || packages::ensure(&[packages::BUILD, packages::IMAGE, packages::RUN, packages::TEST]))?;
+    stages
+        .run("packages", || packages::ensure(&[packages::BUILD, packages::IMAGE, packages::RUN, packages::CONTAINERD, packages::TEST]))?;
     if !is_quick {
         check::all(stages)?;
     }
+    let containerd = containerd::ensure(stages)?;
     let image = binaries::image_folder()?;
     binaries::image(stages, &image, false)?;
     stages.run("build the node's and the controller's binaries", || {
-        let packages = ["peerpods-controller", "peerpods-node", "peerpods-link", "peerpods-guest", "peerpods-e2e"];
+        let packages = ["peerpods-controller", "peerpods-node", "peerpods-link", "peerpods-shim", "peerpods-guest", "peerpods-e2e"];
         binaries::build("dev", &packages, &["peerpods-controller/local-sandbox"])
     })?;
     stages.run("build the tests", || {
@@ -51,7 +53,7 @@ fn all(stages: &mut Stages, is_quick: bool, filter: Option<&str>, count: &mut Co
         let result = stages.run(stage, || {
             let mut cargo = binaries::cargo();
             cargo.args(["test", "--locked", "--no-fail-fast", "--tests"]).args(selection);
-            cargo.env("PEERPODS_IMAGE", &image).env("PEERPODS_BINARIES", binaries::folder("dev")?);
+            cargo.env("PEERPODS_IMAGE", &image).env("PEERPODS_BINARIES", binaries::folder("dev")?).env(containerd::VARIABLE, &containerd);
             cargo.args(filter);
             counted(&mut cargo, count)
         });
