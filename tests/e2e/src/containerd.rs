@@ -4,15 +4,18 @@
 //! its processes are killed, their mounts end with them, and its groups of processes are removed.
 
 mod config;
+mod gate;
 mod kubelet;
 
 use std::path::{Path, PathBuf};
+use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use anyhow::{Context as _, Result};
 
 use crate::{Cri, Image, Process, World, WorldOptions, eventually};
 
+pub use gate::Gate;
 pub use kubelet::{Kubelet, Volume};
 
 /// Which containerd.
@@ -72,22 +75,21 @@ pub struct RigOptions {
     pub world: WorldOptions,
     /// Whether pods have IPv6 addresses too.
     pub is_dual_stack: bool,
-    /// Where containerd asks in place of the registry, `host:port` over plain HTTP; `None` asks the registry itself.
-    pub mirror: Option<String>,
 }
 
 impl RigOptions {
     /// A rig with nothing unusual.
     pub fn new(version: Version, world: WorldOptions) -> Self {
-        Self { version, world, is_dual_stack: false, mirror: None }
+        Self { version, world, is_dual_stack: false }
     }
 }
 
 /// A world with a containerd.
 pub struct Rig {
-    containerd: Option<Process>,
+    containerd: Mutex<Option<Process>>,
     options: RigOptions,
     kubelet: Kubelet,
+    gate: Gate,
     world: World,
     // Dropped last: groups can be removed once nobody is in them.
     cgroups: CgroupParent,
@@ -102,7 +104,8 @@ impl Rig {
         let world = World::start(&world_options)?;
         let cgroups = CgroupParent(world.netns().name().to_owned());
         let kubelet = Kubelet::new(&world)?;
-        let mut rig = Self { containerd: None, options: options.clone(), kubelet, world, cgroups };
+        let gate = Gate::open(world.netns(), world.registry().port())?;
+        let rig = Self { containerd: Mutex::default(), options: options.clone(), kubelet, gate, world, cgroups };
         for (name, image) in [("pause", Image::pause()?), ("busybox", Image::busybox(&[])?), ("configured", Image::configured()?)] {
             rig.world.registry().push(rig.world.netns(), name, "1", &image)?;
         }
@@ -116,11 +119,6 @@ impl Rig {
         &self.world
     }
 
-    /// The node, to be changed.
-    pub fn world_mut(&mut self) -> &mut World {
-        &mut self.world
-    }
-
     /// What it was made of.
     pub fn options(&self) -> &RigOptions {
         &self.options
@@ -129,6 +127,11 @@ impl Rig {
     /// The kubelet's folder.
     pub fn kubelet(&self) -> &Kubelet {
         &self.kubelet
+    }
+
+    /// What containerd fetches from the registry goes through here.
+    pub fn gate(&self) -> &Gate {
+        &self.gate
     }
 
     /// The name of an image of the registry.
@@ -159,7 +162,7 @@ impl Rig {
     }
 
     /// Starts containerd and waits until it answers.
-    pub fn start_containerd(&mut self) -> Result<()> {
+    pub fn start_containerd(&self) -> Result<()> {
         let programs = self.options.version.programs()?;
         let mut command = self.world.netns().command(programs.join("containerd"));
         let path = format!("{}:{}:/usr/sbin:/usr/bin:/sbin:/bin", crate::binaries_folder()?.display(), programs.display());
@@ -173,19 +176,23 @@ impl Rig {
         });
         let found = answered.with_context(|| process.log_tail())?;
         println!("containerd {found}");
-        self.containerd = Some(process);
+        *self.process() = Some(process);
         Ok(())
     }
 
     /// `kill -9` of containerd, if it runs.
-    pub fn kill_containerd(&mut self) -> Result<()> {
-        self.containerd.take().map_or(Ok(()), Process::kill)
+    pub fn kill_containerd(&self) -> Result<()> {
+        self.process().take().map_or(Ok(()), Process::kill)
     }
 
     /// The ends of all logs, for a failing test.
     pub fn logs(&self) -> String {
-        let containerd = self.containerd.as_ref().map(Process::log_tail).unwrap_or_default();
+        let containerd = self.process().as_ref().map(Process::log_tail).unwrap_or_default();
         format!("{}--- containerd\n{containerd}\n", self.world.logs())
+    }
+
+    fn process(&self) -> MutexGuard<'_, Option<Process>> {
+        self.containerd.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn folder(&self) -> &Path {
@@ -196,7 +203,7 @@ impl Rig {
 impl Drop for Rig {
     fn drop(&mut self) {
         if std::thread::panicking() {
-            let log = self.containerd.as_ref().map(Process::log_tail).unwrap_or_default();
+            let log = self.process().as_ref().map(Process::log_tail).unwrap_or_default();
             eprintln!("--- containerd\n{log}");
         }
         if let Err(error) = self.kill_containerd() {

@@ -20,7 +20,7 @@ mod scenario;
 mod world;
 
 pub use condition::{eventually, eventually_async};
-pub use containerd::{Handler, Kubelet, Rig, RigOptions, Version, Volume};
+pub use containerd::{Gate, Handler, Kubelet, Rig, RigOptions, Version, Volume};
 pub use cri::{Cri, Outcome, PortStream, Session, v1};
 pub use image::{Image, Layer};
 pub use kata::{ContainerIo, ContainerRequest, KataShim};

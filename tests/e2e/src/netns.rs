@@ -66,6 +66,22 @@ impl Netns {
         ip(&all)
     }
 
+    /// Starts a thread inside; threads that it starts are inside too.
+    pub fn spawn(&self, work: impl FnOnce() + Send + 'static) -> Result<std::thread::JoinHandle<()>> {
+        let file = std::fs::File::open(self.path()).with_context(|| format!("netns {}", self.name))?;
+        let (entered, outcome) = std::sync::mpsc::channel();
+        let thread = std::thread::spawn(move || {
+            let result = setns(file, CloneFlags::CLONE_NEWNET);
+            let is_inside = result.is_ok();
+            let _ = entered.send(result);
+            if is_inside {
+                work();
+            }
+        });
+        outcome.recv()?.context("entering the netns")?;
+        Ok(thread)
+    }
+
     /// Does blocking work inside, on a thread of its own.
     pub fn run<T: Send + 'static>(&self, work: impl FnOnce() -> T + Send + 'static) -> Result<T> {
         let file = std::fs::File::open(self.path()).with_context(|| format!("netns {}", self.name))?;

@@ -4,6 +4,7 @@ use std::net::Ipv4Addr;
 use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use anyhow::{Context as _, Result, bail};
@@ -55,8 +56,9 @@ impl WorldOptions {
 /// A running node.
 pub struct World {
     // Order matters: fields are dropped from the top, the namespace last but the folder.
-    node: Option<Process>,
-    controller: Option<Process>,
+    // Behind locks, so that a story may be told while another hand kills them.
+    node: Mutex<Option<Process>>,
+    controller: Mutex<Option<Process>>,
     registry: Registry,
     pods: Vec<PodNetns>,
     // Holds the namespace of mounts; no more than that.
@@ -84,7 +86,8 @@ impl World {
         let registry = Registry::start(&netns, folder.path())?;
         std::fs::write(folder.path().join("controller.toml"), controller_config(folder.path(), options)?)?;
         std::fs::write(folder.path().join("node.toml"), node_config(folder.path(), options))?;
-        let mut world = Self { node: None, controller: None, registry, pods: Vec::new(), mounts, netns, folder, next_pod: 2 };
+        let world =
+            Self { node: Mutex::default(), controller: Mutex::default(), registry, pods: Vec::new(), mounts, netns, folder, next_pod: 2 };
         world.start_controller()?;
         world.start_node()?;
         Ok(world)
@@ -142,54 +145,54 @@ impl World {
     }
 
     /// Starts the controller and waits for its socket.
-    pub fn start_controller(&mut self) -> Result<()> {
+    pub fn start_controller(&self) -> Result<()> {
         let binary = binaries_folder()?.join("peerpods-controller");
         let mut command = self.netns.command(binary);
         command.args(["run", "--config"]).arg(self.folder.path().join("controller.toml"));
         let mut process = Process::start("controller", self.folder.path(), &mut command)?;
         wait_for_socket(&mut process, &self.folder.path().join("claims.sock"), "the controller serves")?;
-        self.controller = Some(process);
+        *lock(&self.controller) = Some(process);
         Ok(())
     }
 
     /// Starts the node daemon and waits for its socket.
-    pub fn start_node(&mut self) -> Result<()> {
+    pub fn start_node(&self) -> Result<()> {
         let binary = binaries_folder()?.join("peerpods-node");
         let mut command = self.netns.command(binary);
         command.args(["run", "--config"]).arg(self.folder.path().join("node.toml"));
         let mut process = Process::start("node", self.folder.path(), &mut command)?;
         wait_for_socket(&mut process, &self.hypervisor_socket(), "the node daemon serves")?;
-        self.node = Some(process);
+        *lock(&self.node) = Some(process);
         Ok(())
     }
 
     /// `kill -9` of the controller, if it runs.
-    pub fn kill_controller(&mut self) -> Result<()> {
-        self.controller.take().map_or(Ok(()), Process::kill)
+    pub fn kill_controller(&self) -> Result<()> {
+        lock(&self.controller).take().map_or(Ok(()), Process::kill)
     }
 
     /// `kill -9` of the node daemon, if it runs.
-    pub fn kill_node(&mut self) -> Result<()> {
-        self.node.take().map_or(Ok(()), Process::kill)
+    pub fn kill_node(&self) -> Result<()> {
+        lock(&self.node).take().map_or(Ok(()), Process::kill)
     }
 
     /// The node daemon's process, if it runs.
     pub fn node_pid(&self) -> Option<u32> {
-        self.node.as_ref().map(Process::pid)
+        lock(&self.node).as_ref().map(Process::pid)
     }
 
     /// Fails with a log's end when a service has died.
     pub fn check_alive(&mut self) -> Result<()> {
         self.registry.check_alive()?;
-        for process in [&mut self.node, &mut self.controller].into_iter().flatten() {
-            process.check_alive()?;
+        for process in [&self.node, &self.controller] {
+            lock(process).as_mut().map_or(Ok(()), Process::check_alive)?;
         }
         Ok(())
     }
 
     /// The ends of the daemons' logs, for a failing test.
     pub fn logs(&self) -> String {
-        let tail = |name: &str, process: &Option<Process>| match process {
+        let tail = |name: &str, process: &Mutex<Option<Process>>| match &*lock(process) {
             Some(process) => format!("--- {name}\n{}\n", process.log_tail()),
             None => format!("--- {name} is not running\n"),
         };
@@ -222,11 +225,9 @@ impl World {
 
     /// Stops the daemons and deletes whatever the controller owns; what remains in the namespace is killed.
     pub fn shut_down(&mut self) -> Result<()> {
-        if let Some(node) = self.node.take() {
-            node.terminate()?;
-        }
-        if let Some(controller) = self.controller.take() {
-            controller.terminate()?;
+        for process in [&self.node, &self.controller] {
+            let taken = lock(process).take();
+            taken.map_or(Ok(()), Process::terminate)?;
         }
         let mut command = self.netns.command(binaries_folder()?.join("peerpods-controller"));
         let out = command.args(["cleanup", "--config"]).arg(self.folder.path().join("controller.toml")).output()?;
@@ -273,6 +274,10 @@ impl Drop for World {
         }
         self.sweep();
     }
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 /// Where our binaries are: `PEERPODS_BINARIES`, set by `cargo xtask`, else beside the running program.

@@ -24,7 +24,7 @@ pub(super) fn write(rig: &Rig) -> Result<()> {
         std::fs::create_dir_all(made)?;
     }
     // The node and the pod VMs use one name; where the node really asks is another matter.
-    let asked = rig.options.mirror.clone().unwrap_or_else(|| format!("127.0.0.1:{}", rig.world.registry().port()));
+    let asked = rig.gate.address();
     std::fs::write(certs.join("hosts.toml"), format!("[host.\"http://{asked}\"]\ncapabilities = [\"pull\", \"resolve\"]\n"))?;
     std::fs::write(cni.join("10-pods.conflist"), cni_config(folder, rig.options.is_dual_stack))?;
     std::fs::write(

@@ -27,7 +27,8 @@ struct Shared {
 }
 
 impl Story {
-    pub(super) async fn begin(rig: Arc<Rig>, handler: Handler, name: &'static str) -> Result<Self> {
+    /// Begins to tell a story; a test that is no scenario cleans up itself.
+    pub async fn begin(rig: Arc<Rig>, handler: Handler, name: &'static str) -> Result<Self> {
         let cri = rig.cri().await?;
         let roles = vec![
             (rig.world().registry_host(), "<registry>".to_owned()),
@@ -110,7 +111,7 @@ impl Story {
     }
 
     /// Stops and removes all pods, as a kubelet does with pods that were deleted.
-    pub(super) async fn clean_up(&self) -> Result<()> {
+    pub async fn clean_up(&self) -> Result<()> {
         let pods = std::mem::take(&mut *lock(&self.shared.pods));
         let mut outcome = Ok(());
         for (sandbox, uid) in pods {
