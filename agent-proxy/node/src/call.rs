@@ -3,6 +3,7 @@
 use std::path::PathBuf;
 
 use peerpods_controller_api::PodRef;
+use peerpods_link::folder::ProcessIdentity;
 
 use crate::id::SandboxId;
 use crate::request::PodRequest;
@@ -18,6 +19,8 @@ pub struct NewSandbox {
     pub request: PodRequest,
     /// Its network namespace; `None` for pods in the host's network.
     pub netns: Option<PathBuf>,
+    /// The process of our own shim, if it is one.
+    pub shim: Option<ProcessIdentity>,
 }
 
 /// Why a call was not served. The text is for the pod's events.

@@ -9,17 +9,21 @@ use std::sync::Arc;
 use anyhow::{Context as _, Result, bail};
 use peerpods_claims::Client;
 use peerpods_protos::hypervisor_ttrpc::create_hypervisor;
+use peerpods_protos::node_ttrpc::create_node;
 use peerpods_tunnel::credential::NodeKey;
 use tokio::net::UnixListener;
 use tokio::signal::unix::{SignalKind, signal};
 
 use crate::config::Config;
+use crate::containerd::Resolver;
 use crate::driver::{Context, Timing};
 use crate::http;
 use crate::metrics::Metrics;
+use crate::node_service::NodeService;
 use crate::ports::{Kernel, LinkProcesses, Ports, TunnelBinder};
 use crate::registry::Registry;
 use crate::service::HypervisorService;
+use crate::snapshotter::{self, Snapshotter};
 use crate::store::Store;
 
 /// Serves shims until SIGTERM or SIGINT. Pods stay: links hold their connections, and the next daemon goes on from the files.
@@ -42,6 +46,7 @@ pub async fn run(config: &Config) -> Result<()> {
         networks: Arc::new(Kernel),
         links: Arc::new(links),
     };
+    let node_key_pem = node_key.to_pem().to_string();
     let metrics = Metrics::default();
     let timing = Timing::new(config.start_timeout(), config.takeover());
     let context = Context { ports, store, timing, node: config.node.clone(), node_key, metrics: metrics.clone() };
@@ -56,9 +61,24 @@ pub async fn run(config: &Config) -> Result<()> {
             Some(tokio::spawn(http::serve(listener, move || metrics.encode(registry.states().into_iter()))))
         }
     };
+    let images = Arc::new(Resolver::new(config.containerd_socket.clone()));
+    let snapshotter_task = match &config.snapshotter {
+        None => None,
+        Some(snapshotter) => {
+            let store = snapshotter::open(&snapshotter.state_dir)?;
+            let listener = listen(&snapshotter.socket)?;
+            tracing::info!(socket = %snapshotter.socket.display(), "serving containerd's snapshotter");
+            let users: Arc<dyn snapshotter::ImageUsers> = images.clone();
+            Some(tokio::spawn(snapshotter::serve(listener, Snapshotter::new(store, users))))
+        }
+    };
+    let node_service = NodeService::new(Arc::clone(&registry), node_key_pem, images, config.start_timeout());
     let service = HypervisorService::new(Arc::clone(&registry), config.start_timeout());
     let listener = listen(&config.hypervisor_socket)?;
-    let mut server = ttrpc::r#async::Server::new().add_listener(listener.into()).register_service(create_hypervisor(Arc::new(service)));
+    let mut server = ttrpc::r#async::Server::new()
+        .add_listener(listener.into())
+        .register_service(create_hypervisor(Arc::new(service)))
+        .register_service(create_node(Arc::new(node_service)));
     server.start().await.context("starting the hypervisor service")?;
     tracing::info!(socket = %config.hypervisor_socket.display(), node = %config.node, "serving shims");
 
@@ -69,6 +89,9 @@ pub async fn run(config: &Config) -> Result<()> {
     tracing::info!("shutting down; pods stay");
     server.stop_listen().await;
     registry.shut_down().await;
+    if let Some(task) = snapshotter_task {
+        task.abort();
+    }
     if let Some(task) = metrics_task {
         task.abort();
     }

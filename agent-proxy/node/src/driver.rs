@@ -160,7 +160,7 @@ impl Driver {
                         Next::Finished => return,
                     },
                     _ = look.tick() => if self.is_dead(&mut health).await {
-                        tracing::warn!("the network namespace is gone and no shim is connected: stopping the sandbox");
+                        tracing::warn!("nobody wants the sandbox any more: stopping it");
                         let _ = self.stop(StopReason::Dead);
                         break;
                     },
@@ -276,6 +276,10 @@ impl Driver {
     async fn is_dead(&self, health: &mut Health) -> bool {
         if matches!(self.ledger.state(), SandboxState::Stopping(_)) {
             return false;
+        }
+        // Looked at every second once the sandbox is Ready; on the way there this look must do.
+        if let Some(shim) = self.ledger.read(|record| record.shim) {
+            return !shim.is_alive();
         }
         let (id, netns, created) = self.ledger.read(|r| (r.sandbox_id.clone(), self.netns(r), r.created_unix_ms));
         let connections = match self.context.ports.links.report(&id).await {

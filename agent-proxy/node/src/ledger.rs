@@ -7,7 +7,7 @@ use tokio::sync::watch;
 
 use crate::admission::Known;
 use crate::metrics::Metrics;
-use crate::record::{ClaimDuty, Failure, Phase, SandboxRecord, SandboxState, unix_ms};
+use crate::record::{BoundTo, ClaimDuty, Failure, Phase, SandboxRecord, SandboxState, unix_ms};
 use crate::store::{Store, StoreError};
 
 /// What others see of a sandbox.
@@ -19,6 +19,8 @@ pub struct View {
     pub known: Known,
     /// The pod VM.
     pub instance_id: Option<String>,
+    /// The pod VM and its key, once it may be dialled.
+    pub bound: Option<BoundTo>,
     /// Why bring-up has failed.
     pub failure: Option<Failure>,
     /// What is being tried again at the moment, and why.
@@ -126,7 +128,9 @@ fn view_of(record: &SandboxRecord, trouble: Option<String>) -> View {
         SandboxState::Stopping(_) => (Known::Stopping, None),
         _ => (Known::Starting, None),
     };
+    let bound = if let SandboxState::Ready(vm) = &record.state { Some(vm.clone()) } else { None };
     View {
+        bound,
         state: record.state.as_str(),
         known,
         instance_id: record.state.instance_id().map(str::to_owned),

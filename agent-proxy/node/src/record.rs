@@ -8,6 +8,7 @@ use std::path::PathBuf;
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use peerpods_controller_api::PodRef;
+use peerpods_link::folder::ProcessIdentity;
 use peerpods_tunnel::node::Pin;
 use serde::{Deserialize, Serialize};
 
@@ -35,6 +36,10 @@ pub struct SandboxRecord {
     pub claim_key: String,
     /// The older sandbox of the same pod whose claim this one has taken over.
     pub taken_from: Option<SandboxId>,
+    /// The process of our own shim that asked for the sandbox; when it ends, so does the sandbox. `None` with Kata's shims, which have a
+    /// link of ours instead. Left out then, so that files of version 1 without it stay as they were.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub shim: Option<ProcessIdentity>,
     /// What the pod VM must be and be given. Its initdata is dropped once the pod VM has it.
     pub request: PodRequest,
     /// How far it is.

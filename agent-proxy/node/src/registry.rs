@@ -28,7 +28,7 @@ use crate::driver::{self, Command, Context};
 use crate::id::SandboxId;
 use crate::ledger::{Ledger, View, now_ms};
 use crate::ports::chain;
-use crate::record::{SandboxRecord, SandboxState, StopReason, VERSION};
+use crate::record::{BoundTo, SandboxRecord, SandboxState, StopReason, VERSION};
 use crate::request::PodRequest;
 use crate::stopped::Stopped;
 
@@ -131,6 +131,33 @@ impl Registry {
         }
     }
 
+    /// The pod VM of a sandbox that is Ready.
+    pub fn bound(&self, id: &SandboxId) -> Option<BoundTo> {
+        match self.lock().slots.get(id) {
+            Some(Slot::Live(handle)) => handle.view.borrow().bound.clone(),
+            _ => None,
+        }
+    }
+
+    /// Waits until the sandbox is over, and gives the reason; `None` when it is not within `limit`.
+    pub async fn over(&self, id: &SandboxId, limit: Duration) -> Result<Option<String>, CallError> {
+        let mut view = match self.lock().slots.get(id) {
+            Some(Slot::Live(handle)) => handle.view.clone(),
+            Some(Slot::Creating { .. }) => return Ok(None),
+            None => return Err(CallError::Unknown(id.clone())),
+        };
+        let is_over = |view: &View| matches!(view.known, Known::Failed | Known::Stopping);
+        match timeout(limit, view.wait_for(is_over)).await {
+            Ok(Ok(view)) => Ok(Some(match &view.failure {
+                Some(failure) => format!("cannot {}: {}; next: {}", failure.during, failure.cause, failure.advice),
+                None => "it was stopped".to_owned(),
+            })),
+            // The daemon ends; the next one is asked again.
+            Ok(Err(_)) => Err(CallError::ShuttingDown),
+            Err(_) => Ok(None),
+        }
+    }
+
     /// StopVM: when this returns, the sandbox is gone for good, also after a crash; what is left of it is removed in the background.
     pub async fn stop(&self, id: &SandboxId, reason: StopReason) -> Result<(), CallError> {
         let commands = {
@@ -198,7 +225,11 @@ impl Registry {
                 Err(_) => return Err(CallError::Netns(format!("{} gives no answer", netns.display()))),
             }
         }
-        let key = format!("{}/{}/{}", self.context.node, new.pod.namespace(), new.pod.name());
+        // Only our own shim knows the pod's UID; no other pod ever has it.
+        let key = match (&new.shim, new.pod.uid()) {
+            (Some(_), Some(uid)) => uid.to_owned(),
+            _ => format!("{}/{}/{}", self.context.node, new.pod.namespace(), new.pod.name()),
+        };
         if let Some((owner, commands)) = self.owner_of(&key, &new) {
             let (registry, new, key) = (Arc::clone(self), new.clone(), key.clone());
             let commit = Box::new(move || registry.commit(&new, key, Some(owner)).is_ok());
@@ -254,6 +285,7 @@ impl Registry {
             vni: inner.take_vni().ok_or_else(|| CallError::Record("every VXLAN number is in use".to_owned()))?,
             claim_key,
             taken_from,
+            shim: new.shim,
             request: new.request.clone(),
             state: SandboxState::Created,
             phases: Vec::new(),

@@ -59,18 +59,18 @@ pub enum AnnotationError {
     },
 }
 
-const NAME: &str = "io.kubernetes.cri.sandbox-name";
-const NAMESPACE: &str = "io.kubernetes.cri.sandbox-namespace";
+pub(crate) const NAME: &str = "io.kubernetes.cri.sandbox-name";
+pub(crate) const NAMESPACE: &str = "io.kubernetes.cri.sandbox-namespace";
 const MACHINE_TYPE: &str = "io.katacontainers.config.hypervisor.machine_type";
 const IMAGE: &str = "io.katacontainers.config.hypervisor.image";
-const VCPUS: &str = "io.katacontainers.config.hypervisor.default_vcpus";
-const MEMORY: &str = "io.katacontainers.config.hypervisor.default_memory";
-const INITDATA: &str = "io.katacontainers.config.hypervisor.cc_init_data";
+pub(crate) const VCPUS: &str = "io.katacontainers.config.hypervisor.default_vcpus";
+pub(crate) const MEMORY: &str = "io.katacontainers.config.hypervisor.default_memory";
+pub(crate) const INITDATA: &str = "io.katacontainers.config.hypervisor.cc_init_data";
 const GPUS: &str = "io.katacontainers.config.hypervisor.default_gpus";
 const GPU_MODEL: &str = "io.katacontainers.config.hypervisor.default_gpu_model";
 
 /// Bind carries initdata in a message of at most 1 MiB, as JSON text whose escapes may double it.
-const INITDATA_LIMIT: usize = 384 << 10;
+pub(crate) const INITDATA_LIMIT: usize = 384 << 10;
 /// Names of images and instance types.
 const NAME_LIMIT: usize = 256;
 const VCPUS_LIMIT: f32 = 4096.0;
@@ -126,7 +126,7 @@ fn initdata(text: &str) -> Result<String, AnnotationError> {
     Ok(text.to_owned())
 }
 
-fn refuse(key: &'static str, value: &str, expected: &str) -> AnnotationError {
+pub(crate) fn refuse(key: &'static str, value: &str, expected: &str) -> AnnotationError {
     AnnotationError::Value { key, value: value.chars().take(80).collect(), expected: expected.to_owned() }
 }
 

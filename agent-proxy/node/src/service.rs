@@ -38,7 +38,7 @@ impl HypervisorService {
         let id = sandbox_id(&request.id)?;
         let (pod, wish) = request::parse(&request.annotations).map_err(|error| refuse(Code::INVALID_ARGUMENT, chain(&error)))?;
         let netns = Some(request.networkNamespacePath).filter(|path| !path.is_empty()).map(PathBuf::from);
-        let new = NewSandbox { id: id.clone(), pod, request: wish, netns };
+        let new = NewSandbox { id: id.clone(), pod, request: wish, netns, shim: None };
         self.registry.create(new).await.map_err(|error| answer("CreateVM", &id, &error))
     }
 
@@ -82,11 +82,11 @@ impl Hypervisor for HypervisorService {
     }
 }
 
-fn sandbox_id(text: &str) -> ttrpc::Result<SandboxId> {
+pub(crate) fn sandbox_id(text: &str) -> ttrpc::Result<SandboxId> {
     SandboxId::new(text).map_err(|error| refuse(Code::INVALID_ARGUMENT, error.to_string()))
 }
 
-fn answer(call: &'static str, id: &SandboxId, error: &CallError) -> ttrpc::Error {
+pub(crate) fn answer(call: &'static str, id: &SandboxId, error: &CallError) -> ttrpc::Error {
     tracing::warn!(sandbox_id = %id, call, %error, "refused");
     let code = match error {
         CallError::Unknown(_) => Code::NOT_FOUND,
@@ -99,6 +99,6 @@ fn answer(call: &'static str, id: &SandboxId, error: &CallError) -> ttrpc::Error
     refuse(code, error.to_string())
 }
 
-fn refuse(code: Code, message: String) -> ttrpc::Error {
+pub(crate) fn refuse(code: Code, message: String) -> ttrpc::Error {
     ttrpc::Error::RpcStatus(ttrpc::get_status(code, message))
 }

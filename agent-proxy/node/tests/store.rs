@@ -15,6 +15,7 @@ use peerpods_tunnel::node::Pin;
 
 fn record(id: &str, state: SandboxState) -> SandboxRecord {
     SandboxRecord {
+        shim: None,
         version: VERSION,
         sandbox_id: SandboxId::new(id).expect("valid"),
         pod: PodRef::new("default", "web", None).expect("valid"),

@@ -4,17 +4,21 @@ use std::time::Duration;
 
 use futures::StreamExt as _;
 use peerpods_claims::{Assignment, ClaimError, ClaimState};
+use peerpods_link::folder::ProcessIdentity;
 use peerpods_tunnel::BindRequest;
 use tokio::time::{Instant, sleep};
 
 use super::{Driver, StepError};
 use crate::ledger::{end_bring_up, now_ms};
 use crate::ports::{BindObserver, BindTarget, LinkReport, LinkSpec, chain};
-use crate::record::{Assigned, BoundTo, Phase, SandboxState};
+use crate::record::{Assigned, BoundTo, Phase, SandboxState, StopReason};
 
 const CLAIM: &str = "claim a pod VM";
 /// A certificate with less than this left is not used.
 const CREDENTIAL_MARGIN: Duration = Duration::from_secs(5);
+
+/// How often the shim's process is looked for.
+const SHIM_LOOK: Duration = Duration::from_secs(1);
 
 /// What a claim turned into while its pod VM was being bound.
 enum Change {
@@ -247,7 +251,11 @@ impl Driver {
         Ok(())
     }
 
+    /// Our own shim dials the pod VM itself.
     async fn ensure_link(&self, vm: &BoundTo) -> Result<(), StepError> {
+        if self.ledger.read(|record| record.shim.is_some()) {
+            return Ok(());
+        }
         let spec = LinkSpec {
             sandbox_id: self.ledger.read(|record| record.sandbox_id.clone()),
             instance_id: vm.instance_id.clone(),
@@ -266,7 +274,10 @@ impl Driver {
                 self.ensure_network(vm).await?;
             }
         }
-        let id = self.ledger.read(|record| record.sandbox_id.clone());
+        let (id, shim) = self.ledger.read(|record| (record.sandbox_id.clone(), record.shim));
+        if let Some(shim) = shim {
+            return self.keep_for(shim, vm).await;
+        }
         loop {
             match self.context.ports.links.report(&id).await {
                 LinkReport::Running { .. } => self.ledger.set_trouble(None),
@@ -278,6 +289,35 @@ impl Driver {
             }
             sleep(self.context.timing.look).await;
         }
+    }
+}
+
+impl Driver {
+    /// Ready, with our own shim: until the shim ends or the pod VM is lost.
+    async fn keep_for(&self, shim: ProcessIdentity, vm: &BoundTo) -> Result<(), StepError> {
+        let shim_ended = async {
+            while shim.is_alive() {
+                sleep(SHIM_LOOK).await;
+            }
+        };
+        let change = tokio::select! {
+            () = shim_ended => {
+                tracing::warn!(pid = shim.pid, "the shim has ended without StopSandbox: stopping the sandbox");
+                // What the disk refuses is in memory all the same.
+                let _ = self.stop(StopReason::Dead);
+                return Ok(());
+            }
+            change = self.claim_changes(&vm.instance_id) => change,
+        };
+        let cause = match change {
+            Change::Failed(StepError::Fatal { cause, .. } | StepError::Retry { cause, .. }) => cause,
+            Change::Moved => format!("the controller says that {} is gone", vm.instance_id),
+        };
+        Err(StepError::Fatal {
+            during: format!("keep pod VM {}", vm.instance_id),
+            cause,
+            advice: "look at the pod VM's console and the controller's log; the kubelet starts the pod again by its restart policy",
+        })
     }
 }
 

@@ -100,6 +100,7 @@ pub(crate) fn new_sandbox(id: &str) -> NewSandbox {
             initdata: Some("algorithm = \"sha384\"".to_owned()),
         },
         netns: Some(netns()),
+        shim: None,
     }
 }
 
