@@ -175,7 +175,7 @@ impl Rig {
             block_on(async { Cri::connect(&socket, &netns).await?.version().await })
         });
         let found = answered.with_context(|| process.log_tail())?;
-        println!("containerd {found}");
+        eprintln!("containerd {found}");
         *self.process() = Some(process);
         Ok(())
     }

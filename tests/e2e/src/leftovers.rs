@@ -1,4 +1,4 @@
-//! What the kernel still holds: processes, links, network namespaces, mounts.
+//! What the kernel still holds: processes, links, network namespaces, mounts, groups of processes.
 
 use std::collections::BTreeSet;
 use std::process::Command;
@@ -12,15 +12,16 @@ pub struct Leftovers {
     links: BTreeSet<String>,
     namespaces: BTreeSet<String>,
     mounts: BTreeSet<String>,
+    cgroups: BTreeSet<String>,
 }
 
 /// Programs that belong to a world.
-const PROGRAMS: &[&str] = &["peerpods-", "qemu-system-", "docker-registry", "busybox"];
+const PROGRAMS: &[&str] = &["peerpods-", "containerd", "runc", "qemu-system-", "docker-registry", "busybox"];
 
 impl Leftovers {
     /// Asks `/proc`, netlink and `/run/netns`.
     pub fn now() -> Result<Self> {
-        Ok(Self { processes: processes()?, links: links()?, namespaces: namespaces(), mounts: mounts()? })
+        Ok(Self { processes: processes()?, links: links()?, namespaces: namespaces(), mounts: mounts()?, cgroups: cgroups() })
     }
 
     /// What is here and was not `before`.
@@ -31,20 +32,25 @@ impl Leftovers {
             links: difference(&self.links, &before.links),
             namespaces: difference(&self.namespaces, &before.namespaces),
             mounts: difference(&self.mounts, &before.mounts),
+            cgroups: difference(&self.cgroups, &before.cgroups),
         }
+    }
+
+    fn lists(&self) -> [&BTreeSet<String>; 5] {
+        [&self.processes, &self.links, &self.namespaces, &self.mounts, &self.cgroups]
     }
 
     /// True when nothing is.
     pub fn is_empty(&self) -> bool {
-        self.processes.is_empty() && self.links.is_empty() && self.namespaces.is_empty() && self.mounts.is_empty()
+        self.lists().iter().all(|list| list.is_empty())
     }
 }
 
 impl std::fmt::Display for Leftovers {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        let (p, l, n, m) = (self.processes.len(), self.links.len(), self.namespaces.len(), self.mounts.len());
-        write!(f, "{p} processes, {l} links, {n} netns, {m} mounts")?;
-        for line in self.processes.iter().chain(&self.links).chain(&self.namespaces).chain(&self.mounts) {
+        let [p, l, n, m, c] = self.lists().map(BTreeSet::len);
+        write!(f, "{p} processes, {l} links, {n} netns, {m} mounts, {c} cgroups")?;
+        for line in self.lists().into_iter().flatten() {
             write!(f, "\n  {line}")?;
         }
         Ok(())
@@ -75,6 +81,16 @@ fn links() -> Result<BTreeSet<String>> {
 fn namespaces() -> BTreeSet<String> {
     let entries = std::fs::read_dir("/run/netns").into_iter().flatten().flatten();
     entries.map(|e| format!("netns {}", e.file_name().to_string_lossy())).collect()
+}
+
+/// Groups at the top of each hierarchy: whoever makes groups makes one there.
+fn cgroups() -> BTreeSet<String> {
+    let folders = |path: &std::path::Path| {
+        let entries = std::fs::read_dir(path).into_iter().flatten().flatten();
+        entries.map(|entry| entry.path()).filter(|path| path.is_dir() && !path.is_symlink()).collect::<Vec<_>>()
+    };
+    let tops = folders(std::path::Path::new("/sys/fs/cgroup"));
+    tops.iter().flat_map(|top| folders(top)).chain(tops.clone()).map(|group| format!("cgroup {}", group.display())).collect()
 }
 
 fn mounts() -> Result<BTreeSet<String>> {

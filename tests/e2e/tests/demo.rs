@@ -17,7 +17,7 @@ fn the_demo_leaves_nothing_behind_and_says_so() {
     println!("{text}{}", String::from_utf8_lossy(&out.stderr));
     assert!(out.status.success(), "the demo failed: {}", out.status);
     assert!(left.is_empty(), "the kernel says: {left}");
-    assert_eq!(text.lines().last(), Some("nothing left: 0 processes, 0 links, 0 netns, 0 mounts"));
+    assert_eq!(text.lines().last(), Some("nothing left: 0 processes, 0 links, 0 netns, 0 mounts, 0 cgroups"));
     assert!(text.contains("hello from a pod VM"), "no HTTP answer from the pod's address");
     assert!(text.contains("  phase"), "no phase table");
 }

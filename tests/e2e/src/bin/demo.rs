@@ -1,14 +1,15 @@
-//! The demo: one peer pod from request to removal, each phase shown as it happens.
+//! The demo: a pod of containerd's `peer-pods` handler from request to removal, each phase shown as it happens.
 
 use std::io::Write as _;
 use std::net::SocketAddr;
+use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
 use anyhow::{Context as _, Result, ensure};
-use peerpods_e2e::{ContainerRequest, Image, KataShim, Leftovers, Level, World, WorldOptions, eventually};
-
-const WEB: &str = "aaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaa";
-const TALK: &str = "bbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbb";
+use peerpods_e2e::{
+    Container, Handler, Image, Leftovers, Level, Rig, RigOptions, Running, RunningPod, Story, Version, WorldOptions, eventually,
+    eventually_async,
+};
 
 fn main() -> Result<()> {
     let keep = std::env::args().any(|a| a == "--keep");
@@ -32,99 +33,117 @@ fn main() -> Result<()> {
 }
 
 async fn story(keep: bool) -> Result<()> {
-    let mut world = phase("start a registry, the controller and the node daemon", || World::start(&WorldOptions::new(Level::Qemu)))?;
-    let result = pod(&mut world, keep).await;
+    let rig = phase("start a registry, the controller, the node daemon and containerd", || {
+        Rig::start(&RigOptions::new(Version::V2, WorldOptions::new(Level::Qemu)))
+    })?;
+    let rig = Arc::new(rig);
+    let result = pod(&rig, keep).await;
     if result.is_err() {
-        println!("{}", world.logs());
+        println!("{}", rig.logs());
     }
-    phase("stop the daemons and remove what they made", || world.shut_down())?;
-    drop(world);
+    phase("stop containerd and the daemons, remove what they made", || {
+        drop(Arc::into_inner(rig).context("somebody still uses containerd")?);
+        Ok(())
+    })?;
     result
 }
 
-async fn pod(world: &mut World, keep: bool) -> Result<()> {
-    let image = phase("push an image to the registry over HTTP", || {
+async fn pod(rig: &Arc<Rig>, keep: bool) -> Result<()> {
+    phase("push an image to the registry over HTTP", || {
         let image = Image::busybox(&[("www/index.html", b"hello from a pod VM\n")])?;
-        world.registry().push(world.netns(), "demo/web", "1", &image)?;
-        Ok(format!("{}/demo/web:1", world.registry_host()))
+        for layer in &image.layers {
+            rig.gate().refuse(&layer.digest());
+        }
+        rig.world().registry().push(rig.world().netns(), "demo-web", "1", &image)
     })?;
-    println!("    {image}");
-    let (netns, address) = phase("make the pod's network namespace, as a CNI plugin does", || {
-        let pod = world.add_pod()?;
-        Ok((pod.netns().path(), pod.address()))
-    })?;
-    let mut shim = world.shim("demo", 0xde30);
-
+    println!("    {}, whose layers the node cannot fetch", rig.image("demo-web"));
+    let story = Story::begin(Arc::clone(rig), Handler::PeerPods, "demo").await?;
     let begin = SystemTime::now();
-    let socket =
-        timed("CreateVM: record the sandbox, claim a pod VM", shim.create_vm(&netns, &[("cc_init_data", &world.initdata())])).await?;
-    timed("StartVM: boot, attest, bind, connect the network, start the link", shim.start_vm(&socket)).await?;
-    timed("create the sandbox and its pause container", shim.create_sandbox()).await?;
-    let hosts = shim.copy_file(WEB, "hosts", b"127.0.0.1 localhost\n10.88.0.2 demo\n").await?;
-    let mut web = ContainerRequest::new(WEB, &image, &["/bin/sh", "-c", "echo serving; exec httpd -f -p 8080 -h /www"]);
-    web.binds.push(("/etc/hosts".to_owned(), hosts));
-    timed("pull the image inside the pod VM, create container 1", shim.create_container(&web)).await?;
-    timed("start container 1", shim.start_container(WEB)).await?;
-    let talk = ContainerRequest::new(
-        TALK,
-        &image,
-        &["/bin/sh", "-c", "echo \"kernel $(cat /proc/sys/kernel/osrelease)\"; wget -q -O - http://127.0.0.1:8080/"],
-    );
-    timed("create container 2 from the same image", shim.create_container(&talk)).await?;
-    timed("start container 2", shim.start_container(TALK)).await?;
-    println!("    pod running {:.1} s after CreateVM", begin.elapsed().unwrap_or_default().as_secs_f64());
+    let pod =
+        timed("RunPodSandbox, runtime handler peer-pods: claim a pod VM, boot, attest, bind, connect the network", story.pod("demo").run())
+            .await?;
+    let address = *pod.addresses().await?.first().context("the pod has no address")?;
+    let settings = pod.config_map("settings", &[("greeting", "good morning\n")])?;
+    let web = Container::of_image("web", "demo-web")
+        .with(|config| config.command = ["/bin/sh", "-c", "echo serving; exec httpd -f -p 8080 -h /www"].map(str::to_owned).to_vec())
+        .mount_read_only(&settings, "/settings");
+    let web = timed("CreateContainer, StartContainer: the image is pulled inside the pod VM", pod.start(web)).await?;
+    let script = "echo \"kernel $(cat /proc/sys/kernel/osrelease)\"; wget -q -O - http://127.0.0.1:8080/";
+    let talk = Container::of_image("talk", "demo-web").with(|c| c.command = ["/bin/sh", "-c", script].map(str::to_owned).to_vec());
+    let talk = timed("a second container of the same image", pod.start(talk)).await?;
+    println!("    pod running {:.1} s after RunPodSandbox", begin.elapsed().unwrap_or_default().as_secs_f64());
 
-    let output = timed("container 2's output", shim.finish(TALK, "")).await?;
-    show(&output.stdout);
-    show(&output.stderr);
-    ensure!(output.status == 0, "container 2 ended with status {}", output.status);
-    let exec = timed(
-        "exec in container 1: uname, id, addresses",
-        shim.exec(WEB, "exec-1", &["/bin/sh", "-c", "id; hostname; ip -4 addr show eth0"], None),
+    let status = timed("its end", talk.is_over()).await?;
+    show(&talk.output("stdout")?);
+    show(&talk.output("stderr")?);
+    ensure!(status.exit_code == 0, "container talk ended with status {}", status.exit_code);
+    looks_around(&story, &pod, &web, &settings, address).await?;
+    if keep {
+        wait_for_person(rig, address, &pod, &web).await?;
+    }
+    print_phases(rig)?;
+    timed("StopPodSandbox, RemovePodSandbox", story.clean_up()).await?;
+    phase("the pod VM is gone", || rig.world().wait_for_no_machines(Duration::from_secs(60)))
+}
+
+/// What `kubectl exec`, `port-forward` and an edited ConfigMap do.
+async fn looks_around(
+    story: &Story,
+    pod: &RunningPod,
+    web: &Running,
+    settings: &peerpods_e2e::Volume,
+    address: std::net::IpAddr,
+) -> Result<()> {
+    let script = ["/bin/sh", "-c", "id; hostname; ip -4 addr show eth0; cat /settings/greeting"];
+    let exec = timed("exec in container web: id, host name, address, a ConfigMap", web.exec(&script, 30)).await?;
+    show(&exec.stdout);
+    ensure!(exec.exit_code == 0, "exec ended with status {}", exec.exit_code);
+    settings.write(&[("greeting", "good evening\n")])?;
+    timed(
+        "an update of the ConfigMap is seen in the pod VM",
+        eventually_async("the update arrives", Duration::from_secs(20), || async {
+            let seen = web.exec(&["cat", "/settings/greeting"], 10).await?;
+            ensure!(seen.stdout == b"good evening\n", "{}", String::from_utf8_lossy(&seen.stdout));
+            Ok(())
+        }),
     )
     .await?;
-    show(&exec.stdout);
-    ensure!(exec.status == 0, "exec ended with status {}", exec.status);
+    let netns = story.rig().world().netns();
     let answer = phase("HTTP from the node to the pod's address", || {
-        eventually("the pod answers", Duration::from_secs(20), || world.netns().http_get(SocketAddr::from((address, 8080)), "/"))
+        eventually("the pod answers", Duration::from_secs(20), || netns.http_get(SocketAddr::from((address, 8080)), "/"))
     })?;
     println!("    http://{address}:8080/ -> {}", answer.lines().last().unwrap_or(""));
     ensure!(answer.contains("hello from a pod VM"), "unexpected answer: {answer}");
-
-    if keep {
-        wait_for_person(world, address, &shim).await?;
-    }
-    print_phases(world)?;
-    timed("delete the pod", async {
-        for id in [WEB, TALK, shim.sandbox_id()] {
-            let _ = shim.signal(id, 9).await;
-            shim.remove_container(id).await?;
-        }
-        shim.stop_vm().await
+    let (data, error) = timed("port-forward to port 8080", async {
+        let stream = story.cri().port_forward(pod.id(), 8080).await?;
+        stream.write(b"GET / HTTP/1.0\r\n\r\n").await?;
+        stream.finish().await
     })
     .await?;
-    phase("the pod VM is gone", || world.wait_for_no_machines(Duration::from_secs(60)))?;
-    world.remove_pod(address);
+    let data = String::from_utf8_lossy(&data).into_owned();
+    println!("    -> {}", data.lines().last().unwrap_or(""));
+    ensure!(data.contains("hello from a pod VM"), "unexpected answer: {data} {error}");
     Ok(())
 }
 
-async fn wait_for_person(world: &World, address: std::net::Ipv4Addr, shim: &KataShim) -> Result<()> {
+async fn wait_for_person(rig: &Rig, address: std::net::IpAddr, pod: &RunningPod, web: &Running) -> Result<()> {
+    let enter = |command: &std::process::Command| {
+        let words = std::iter::once(command.get_program()).chain(command.get_args());
+        words.map(|word| word.to_string_lossy().into_owned()).collect::<Vec<_>>().join(" ")
+    };
     println!("\nstill running; try:");
-    println!("  nsenter --net={} wget -q -O - http://{address}:8080/", world.netns().path().display());
-    println!("  {} list --config {}", binary("peerpods-node")?, world.folder().join("node.toml").display());
-    println!("  tail {}", world.folder().join("node.log").display());
-    println!("sandbox {}; press Enter or Ctrl-C to clean up", shim.sandbox_id());
+    println!("  {} -q -O - http://{address}:8080/", enter(&rig.world().netns().command("wget")));
+    println!("  {} task exec --exec-id me --tty {} /bin/sh", enter(&rig.ctr()?), web.id());
+    let node = peerpods_e2e::binaries_folder()?.join("peerpods-node");
+    println!("  {} list --config {}", node.display(), rig.world().folder().join("node.toml").display());
+    println!("sandbox {}; press Enter or Ctrl-C to clean up", pod.id());
     tokio::task::spawn_blocking(|| std::io::stdin().read_line(&mut String::new())).await??;
     Ok(())
 }
 
-fn binary(name: &str) -> Result<String> {
-    Ok(peerpods_e2e::binaries_folder()?.join(name).display().to_string())
-}
-
 /// The daemon's own account of where the time went.
-fn print_phases(world: &World) -> Result<()> {
-    let list = world.node_list()?;
+fn print_phases(rig: &Rig) -> Result<()> {
+    let list = rig.world().node_list()?;
     let sandbox = list.as_array().and_then(|all| all.first()).context("the node daemon lists no sandbox")?;
     println!("\n      ms  phase");
     for phase in sandbox["phases"].as_array().into_iter().flatten() {
@@ -147,7 +166,10 @@ fn phase<T>(what: &str, work: impl FnOnce() -> Result<T>) -> Result<T> {
     result
 }
 
-async fn timed<T>(what: &str, work: impl Future<Output = Result<T>>) -> Result<T> {
+async fn timed<T, E>(what: &str, work: impl Future<Output = Result<T, E>>) -> Result<T>
+where
+    Result<T, E>: anyhow::Context<T, E>,
+{
     let begin = announce(what);
     let result = work.await.with_context(|| what.to_owned());
     done(begin);

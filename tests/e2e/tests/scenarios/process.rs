@@ -27,7 +27,7 @@ pub(super) fn scenarios() -> Vec<Scenario> {
 async fn exit_codes_and_reasons_are_told(story: Story) -> Result<()> {
     let pod = story.pod("codes").run().await?;
     for (name, script) in
-        [("zero", "exit 0"), ("three", "exit 3"), ("killed", "sh -c 'kill -9 $$'"), ("aborted", "sh -c 'kill -ABRT $$'; exit $?")]
+        [("zero", "exit 0"), ("three", "exit 3"), ("killed", "sh -c 'kill -9 $$'; exit $?"), ("aborted", "sh -c 'kill -ABRT $$'; exit $?")]
     {
         pod.start(Container::script(name, script)).await?.ends().await?;
     }
