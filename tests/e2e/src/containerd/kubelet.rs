@@ -165,6 +165,11 @@ impl Volume {
         Ok(())
     }
 
+    /// A folder in it.
+    pub fn folder(&self, name: &str) -> Result<()> {
+        Ok(std::fs::create_dir_all(self.reachable.join(name))?)
+    }
+
     /// What a file in it holds, as the node sees it.
     pub fn get(&self, name: &str) -> Result<Vec<u8>> {
         Ok(std::fs::read(self.reachable.join(name))?)

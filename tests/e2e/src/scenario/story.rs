@@ -70,10 +70,11 @@ impl Story {
         lock(&self.shared.transcript).record(&step, value);
     }
 
-    /// Writes down a failed call: its code, and of its text the phrases that matter; all of the text when one is missing.
+    /// Writes down a failed call: its code, and of its text the phrases that matter; all of the text when one is missing or none is
+    /// given.
     pub fn record_error(&self, step: &str, status: &tonic::Status, phrases: &[&str]) {
         let text = self.plain(status.message());
-        if phrases.iter().all(|phrase| text.contains(phrase)) {
+        if !phrases.is_empty() && phrases.iter().all(|phrase| text.contains(phrase)) {
             self.record(step, format!("{:?}: ... {}", status.code(), phrases.join(" ... ")));
         } else {
             self.record(step, format!("{:?}: {text}", status.code()));

@@ -5,6 +5,8 @@ use std::time::Duration;
 use anyhow::{Context as _, Result, ensure};
 use peerpods_e2e::{Container, Running, Scenario, Story, eventually_async, scenarios};
 
+const REMOVAL: &str = "the agent's protocol brings files and removes none: the name of a removed key stays, as a link to nothing";
+
 pub(super) fn scenarios() -> Vec<Scenario> {
     scenarios![
         hosts_hostname_and_resolv_conf_are_the_pods,
@@ -12,6 +14,11 @@ pub(super) fn scenarios() -> Vec<Scenario> {
         a_memory_empty_dir_has_its_size,
         shared_memory_is_the_pods,
         a_config_map_is_read_and_its_update_seen,
+        a_key_removed_from_a_config_map_is_gone.differs("c: ls /config #2", "removed", REMOVAL).differs(
+            "c: cd /config; ls -A | sed 's/^[.][.]2.*/revision/' | sort",
+            "revision\\nrevision",
+            REMOVAL
+        ),
         a_secret_is_read_and_its_update_seen,
         a_projected_token_rotates,
         a_downward_api_volume_and_variables_are_read,
@@ -19,11 +26,6 @@ pub(super) fn scenarios() -> Vec<Scenario> {
         an_fs_group_may_write_its_volume,
         a_volume_of_many_files_arrives_whole,
         a_read_only_mount_refuses_writes,
-        a_path_of_the_node_is_refused.differs(
-            "c starts",
-            "host",
-            "the files of the node are not the pod VM's, and copying them would pretend that they are shared"
-        ),
     ]
 }
 
@@ -81,21 +83,30 @@ async fn shared_memory_is_the_pods(story: Story) -> Result<()> {
 
 async fn a_config_map_is_read_and_its_update_seen(story: Story) -> Result<()> {
     let pod = story.pod("config").run().await?;
-    let volume = pod.config_map("settings", &[("app.conf", "level = 1\n"), ("dir/deep.conf", "deep = 1\n"), ("old", "old\n")])?;
+    let volume = pod.config_map("settings", &[("app.conf", "level = 1\n"), ("dir/deep.conf", "deep = 1\n")])?;
     let container = pod.start(Container::waiting("c").mount_read_only(&volume, "/config")).await?;
     container
-        .prints(
-            "cd /config; cat app.conf dir/deep.conf; ls; readlink app.conf",
-            "level = 1\ndeep = 1\napp.conf\ndir\nold\n..data/app.conf\n",
-        )
+        .prints("cd /config; cat app.conf dir/deep.conf; ls; readlink app.conf", "level = 1\ndeep = 1\napp.conf\ndir\n..data/app.conf\n")
         .await?;
     container.says("stat -L -c '%a %u %g %F' /config /config/app.conf; touch /config/x").await?;
     volume.write(&[("app.conf", "level = 2\n"), ("dir/deep.conf", "deep = 2\n"), ("new", "new\n")])?;
     comes_to_print(&container, "cd /config; cat app.conf dir/deep.conf new; ls", "level = 2\ndeep = 2\nnew\napp.conf\ndir\nnew\n").await?;
-    container.prints("cd /config; ls -A | sed 's/^[.][.]2.*/revision/' | sort", "..data\napp.conf\ndir\nnew\nrevision\n").await?;
     // A process that holds the folder sees every later revision too.
-    volume.write(&[("app.conf", "level = 3\n")])?;
-    comes_to_print(&container, "cat /config/app.conf; ls /config", "level = 3\napp.conf\n").await
+    volume.write(&[("app.conf", "level = 3\n"), ("dir/deep.conf", "deep = 3\n"), ("new", "new\n")])?;
+    comes_to_print(&container, "cat /config/app.conf", "level = 3\n").await
+}
+
+async fn a_key_removed_from_a_config_map_is_gone(story: Story) -> Result<()> {
+    let pod = story.pod("config").run().await?;
+    let volume = pod.config_map("settings", &[("kept", "1\n"), ("removed", "1\n")])?;
+    let container = pod.start(Container::waiting("c").mount_read_only(&volume, "/config")).await?;
+    container.prints("ls /config", "kept\nremoved\n").await?;
+    volume.write(&[("kept", "2\n")])?;
+    comes_to_print(&container, "cat /config/kept", "2\n").await?;
+    container.says("cat /config/removed").await?;
+    container.says("ls /config").await?;
+    container.says("cd /config; ls -A | sed 's/^[.][.]2.*/revision/' | sort").await?;
+    Ok(())
 }
 
 async fn a_secret_is_read_and_its_update_seen(story: Story) -> Result<()> {
@@ -147,14 +158,14 @@ async fn a_sub_path_shows_a_part_of_a_volume(story: Story) -> Result<()> {
     let pod = story.pod("subpath").run().await?;
     let settings = pod.config_map("settings", &[("one", "1\n"), ("two", "2\n")])?;
     let scratch = pod.empty_dir("scratch")?;
-    scratch.put("part/inner", b"inner\n")?;
-    scratch.put("other", b"other\n")?;
+    // The kubelet makes the folder, and puts nothing in it.
+    scratch.folder("part")?;
     let file = story.kubelet().sub_path(pod.uid(), &settings, "settings", "c", "one")?;
     let folder = story.kubelet().sub_path(pod.uid(), &scratch, "scratch", "c", "part")?;
     let container = Container::waiting("c").mount_read_only(&file, "/etc/one.conf").mount(&folder, "/part").mount(&scratch, "/whole");
     let container = pod.start(container).await?;
-    container.prints("cat /etc/one.conf; ls /part; cat /part/inner", "1\ninner\ninner\n").await?;
-    container.prints("echo written > /part/new; cat /whole/part/new; ls /whole", "written\nother\npart\n").await?;
+    container.prints("cat /etc/one.conf; ls /part", "1\n").await?;
+    container.prints("echo written > /part/new; cat /whole/part/new; ls /whole", "written\npart\n").await?;
     // The kubelet's documentation: a file mounted with subPath sees no updates.
     settings.write(&[("one", "changed\n"), ("two", "2\n")])?;
     container.prints("cat /etc/one.conf", "1\n").await
@@ -196,9 +207,4 @@ async fn a_read_only_mount_refuses_writes(story: Story) -> Result<()> {
     let container = pod.start(container).await?;
     container.says("touch /read/x; touch /write/y && ls /read").await?;
     Ok(())
-}
-
-async fn a_path_of_the_node_is_refused(story: Story) -> Result<()> {
-    let pod = story.pod("hostpath").run().await?;
-    pod.refuses(Container::script("c", "ls /node").bind(std::path::Path::new("/usr/share"), "/node", true), &[]).await
 }

@@ -8,7 +8,11 @@ pub(super) fn scenarios() -> Vec<Scenario> {
         a_volume_of_the_image_starts_with_its_content,
         a_mount_hides_the_images_volume,
         what_a_container_writes_is_its_own,
-        an_image_can_be_a_volume.only(Version::V2),
+        an_image_can_be_a_volume.only(Version::V2).differs(
+            "c starts",
+            "copy its files in an init container",
+            "containerd unpacks such an image on the node, where a pod VM does not see it"
+        ),
     ]
 }
 
@@ -49,8 +53,12 @@ async fn an_image_can_be_a_volume(story: Story) -> Result<()> {
     let mut pull = story.cri().images.clone();
     let spec = v1::ImageSpec { image: image.clone(), ..Default::default() };
     pull.pull_image(v1::PullImageRequest { image: Some(spec.clone()), ..Default::default() }).await?;
-    let container = Container::script("c", "cat /image/data/seed").with(|config| {
+    let container = Container::waiting("c").with(|config| {
         config.mounts.push(v1::Mount { container_path: "/image".to_owned(), readonly: true, image: Some(spec), ..Default::default() });
     });
-    pod.refuses(container, &[]).await
+    match pod.try_start(container).await {
+        Ok(_) => story.record("c starts", "yes"),
+        Err(status) => story.record_error("c starts", &status, &[]),
+    }
+    Ok(())
 }

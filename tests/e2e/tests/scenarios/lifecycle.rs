@@ -3,7 +3,7 @@
 use std::time::{Duration, SystemTime};
 
 use anyhow::{Context as _, Result, ensure};
-use peerpods_e2e::{Container, Scenario, Story, eventually_async, scenarios, v1};
+use peerpods_e2e::{Container, Scenario, Story, Version, eventually_async, scenarios, v1};
 
 pub(super) fn scenarios() -> Vec<Scenario> {
     scenarios![
@@ -15,7 +15,13 @@ pub(super) fn scenarios() -> Vec<Scenario> {
         a_container_is_created_again_after_its_end,
         a_container_that_was_never_started_can_be_removed,
         what_exceeds_its_memory_is_killed_with_a_reason,
-        a_status_tells_what_was_asked_for,
+        // containerd 1.7 says nothing of users.
+        a_status_tells_what_was_asked_for.differs_on(
+            Version::V2,
+            "groups",
+            "2147483640",
+            "which groups the image has is known in the pod VM alone, so the status shows the mark that is resolved there"
+        ),
         statistics_of_a_container_have_runcs_shape,
         statistics_of_a_pod_have_runcs_shape,
         limits_can_be_changed_while_it_runs,
@@ -154,7 +160,9 @@ async fn a_status_tells_what_was_asked_for(story: Story) -> Result<()> {
         format!("{:?}", status.mounts.iter().map(|m| (&m.container_path, m.readonly, m.propagation())).collect::<Vec<_>>()),
     );
     story.record("resources", format!("{:?}", status.resources));
-    story.record("user", format!("{:?}", status.user));
+    let user = status.user.and_then(|user| user.linux);
+    story.record("user", format!("{:?}", user.as_ref().map(|user| (user.uid, user.gid))));
+    story.record("groups", format!("{:?}", user.map(|user| user.supplemental_groups)));
     let sandbox = pod.status().await?;
     story.record("sandbox", format!("{:?} {:?} {:?}", sandbox.state(), sandbox.metadata, sandbox.labels.get("app")));
     story.record("namespaces", format!("{:?}", sandbox.linux));
@@ -297,25 +305,22 @@ async fn events_come_in_runcs_order(story: Story) -> Result<()> {
     container.is_over().await?;
     container.remove().await?;
     pod.stop().await?;
+    // Whatever is told of the first pod is told before this one is.
+    let next = story.pod("next").run().await?;
     let mut seen = Vec::new();
     let collect = async {
-        loop {
-            let Some(event) = events.message().await? else { break };
-            let subject = if event.container_id == container.id() {
-                "container"
-            } else if event.container_id == pod.id() {
-                "sandbox"
-            } else {
-                continue;
+        while let Some(event) = events.message().await? {
+            let subject = match &event.container_id {
+                id if id == container.id() => "container",
+                id if id == pod.id() => "sandbox",
+                id if id == next.id() => break,
+                _ => continue,
             };
             seen.push(format!("{subject} {:?}", event.container_event_type()));
-            if seen.last().is_some_and(|last| last == "sandbox ContainerStoppedEvent") {
-                break;
-            }
         }
         anyhow::Ok(())
     };
-    tokio::time::timeout(Duration::from_secs(20), collect).await.with_context(|| "the sandbox's end is not told")??;
+    tokio::time::timeout(Duration::from_secs(20), collect).await.context("the next pod is not told of")??;
     story.record("events", seen.join(", "));
     Ok(())
 }

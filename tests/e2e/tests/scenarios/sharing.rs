@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use anyhow::{Context as _, Result, ensure};
-use peerpods_e2e::{Container, Pod, Scenario, Story, eventually, eventually_async, scenarios, v1};
+use peerpods_e2e::{Container, Pod, RunningPod, Scenario, Story, eventually, eventually_async, scenarios, v1};
 
 pub(super) fn scenarios() -> Vec<Scenario> {
     scenarios![
@@ -26,6 +26,11 @@ pub(super) fn scenarios() -> Vec<Scenario> {
             "privileged means the node's devices and kernel; a class may allow it for those of the pod VM"
         ),
         a_pod_of_the_nodes_processes_is_refused.differs("sandbox", "namespace", "the node's processes are not the pod VM's"),
+        a_path_of_the_node_is_refused.differs(
+            "c starts",
+            "host",
+            "the files of the node are not the pod VM's, and copying them would pretend that they are shared"
+        ),
         a_device_of_the_node_is_refused.differs("c starts", "device", "the node's devices are not in the pod VM"),
     ]
 }
@@ -175,19 +180,39 @@ async fn a_pod_of_the_nodes_processes_is_refused(story: Story) -> Result<()> {
     is_run(&story, pod).await
 }
 
+/// Writes down whether a container starts, and nothing of what it does then.
+async fn starts(story: &Story, pod: &RunningPod, container: Container) -> Result<()> {
+    match pod.try_start(container).await {
+        Ok(_) => story.record("c starts", "yes"),
+        Err(status) => story.record_error("c starts", &status, &[]),
+    }
+    Ok(())
+}
+
 async fn a_privileged_container_is_refused(story: Story) -> Result<()> {
-    let pod = story.pod("privileged").secured(|security| security.privileged = true).run().await?;
-    pod.refuses(Container::script("c", "true").secured(|security| security.privileged = true), &[]).await
+    // containerd 1.7 says of the container alone that it is privileged, 2.x of the sandbox too.
+    let container = Container::waiting("c").secured(|security| security.privileged = true);
+    let run = async { story.pod("privileged").secured(|security| security.privileged = true).try_run().await?.try_start(container).await };
+    match run.await {
+        Ok(_) => story.record("c starts", "yes"),
+        Err(status) => story.record_error("c starts", &status, &[]),
+    }
+    Ok(())
+}
+
+async fn a_path_of_the_node_is_refused(story: Story) -> Result<()> {
+    let pod = story.pod("hostpath").run().await?;
+    starts(&story, &pod, Container::waiting("c").bind(std::path::Path::new("/usr/share"), "/node", true)).await
 }
 
 async fn a_device_of_the_node_is_refused(story: Story) -> Result<()> {
     let pod = story.pod("device").run().await?;
-    let container = Container::script("c", "ls /dev/mine").with(|config| {
+    let container = Container::waiting("c").with(|config| {
         config.devices.push(v1::Device {
             container_path: "/dev/mine".to_owned(),
             host_path: "/dev/kmsg".to_owned(),
             permissions: "r".to_owned(),
         });
     });
-    pod.refuses(container, &[]).await
+    starts(&story, &pod, container).await
 }
