@@ -105,5 +105,6 @@ pub fn stdio_of(terminal: bool, stdin: &str, stdout: &str, stderr: &str) -> Stdi
 
 #[allow(clippy::needless_pass_by_value, reason = "used as map_err's function")]
 fn refused(refusal: plan::Refusal) -> Failure {
-    Failure::precondition(chain(&refusal))
+    // As from runc: the code says no more than that the container cannot be.
+    Failure::new(containerd_shim_protos::ttrpc::Code::UNKNOWN, chain(&refusal))
 }

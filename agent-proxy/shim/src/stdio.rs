@@ -231,7 +231,10 @@ async fn carry_output(agent: AgentServiceClient, address: Address, stream: Strea
     }
     // Readers see the end now; what they have not read yet stays in the FIFO.
     let keeper = match output {
-        Output::Fifo { keeper, .. } => Some(keeper),
+        Output::Fifo { writer, keeper } => {
+            drop(writer);
+            Some(keeper)
+        }
         Output::File(_) | Output::Nothing => None,
     };
     progress.open.send_modify(|open| *open -= 1);

@@ -25,7 +25,7 @@ use crate::failure::{Failure, chain};
 use crate::oom::OomWatch;
 use crate::process::{Phase, Process};
 use crate::storage;
-use crate::translate;
+use crate::{translate, users};
 
 /// A container that was created.
 #[derive(Debug)]
@@ -57,6 +57,10 @@ pub(crate) struct Parts {
     pub(crate) mounts: Vec<PathBuf>,
     /// Whether the [`RootfsSource`] was asked for its root.
     pub(crate) is_pulled: bool,
+    /// Whether a Kata shim asked for it: ours alone says which configuration its image must have.
+    pub(crate) is_katas: bool,
+    /// The user that the image's configuration names.
+    pub(crate) image_user: String,
 }
 
 #[derive(Debug)]
@@ -157,6 +161,7 @@ impl Container {
             return Err(Failure::new(Code::FAILED_PRECONDITION, "the container is not running"));
         }
         let mut process = translate::process(from)?;
+        users::resolve(&self.parts.rootfs(), &self.parts.image_user, &mut process)?;
         if process.capabilities().is_none() {
             process.set_capabilities(self.capabilities.clone());
         }
@@ -190,8 +195,9 @@ impl Container {
         if self.is_init(exec_id) && is_kill {
             return self.parts.cgroup.kill_all().await.map_err(|error| Failure::because("killing the container", &error));
         }
-        // The kernel drops a signal to pid 1 that has no handler. kata-agent makes a kill of a TERM that would have no effect.
-        let is_lost = self.is_init(exec_id) && signal == Signal::SIGTERM as i32 && !catches(process.pid(), signal);
+        // The kernel drops a signal to pid 1 that has no handler, and so does runc. kata-agent makes a kill of a TERM that would have no
+        // effect, and Kata's shims count on it.
+        let is_lost = self.parts.is_katas && self.is_init(exec_id) && signal == Signal::SIGTERM as i32 && !catches(process.pid(), signal);
         let signal = if is_lost { Signal::SIGKILL as i32 } else { signal };
         process.signal(signal).await.map_err(|_| Failure::nothing_to_signal())
     }

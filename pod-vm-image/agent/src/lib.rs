@@ -27,6 +27,7 @@ mod sandbox;
 mod service;
 mod storage;
 mod translate;
+mod users;
 
 pub mod runner;
 
@@ -53,11 +54,27 @@ pub struct AgentConfig {
     pub cgroup_parent: String,
 }
 
+/// Which image a container is to have.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ImageRequest {
+    /// As the shim names it.
+    pub reference: String,
+    /// `sha256:<hex>` of the configuration that it must have; `None` where the shim does not say.
+    pub config_digest: Option<String>,
+}
+
+/// What is known of an image once it is there.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct ImageInfo {
+    /// `config.User`: empty, `user`, or `user:group`, by name or number.
+    pub user: String,
+}
+
 /// Brings the root filesystems of containers; the built-in pause container does not need it.
 #[async_trait]
 pub trait RootfsSource: Send + Sync {
     /// Makes the image's root filesystem appear, writable, at `target`. The folder exists and is empty. A failed pull leaves nothing there.
-    async fn pull(&self, image: &str, container_id: &str, target: &Path) -> Result<(), RootfsError>;
+    async fn pull(&self, image: &ImageRequest, container_id: &str, target: &Path) -> Result<ImageInfo, RootfsError>;
 
     /// Takes it away again. Idempotent: a target that holds nothing is fine.
     async fn remove(&self, container_id: &str, target: &Path) -> Result<(), RootfsError>;

@@ -20,9 +20,11 @@ use crate::oom::OomWatch;
 use crate::process::Process;
 use crate::runner::PAUSE;
 use crate::sandbox::Sandbox;
-use crate::translate;
+use crate::{ImageRequest, translate, users};
 
 const GUEST_PULL: &str = "image_guest_pull";
+/// A driver option of our own shim: the digest of the image's configuration.
+const CONFIG_OPTION: &str = "peerpods.config=";
 const CONTAINER_TYPES: [(&str, &str); 2] =
     [("io.kubernetes.cri.container-type", "sandbox"), ("io.katacontainers.pkg.oci.container_type", "pod_sandbox")];
 /// Where the pause process finds itself.
@@ -45,6 +47,8 @@ pub(super) async fn create(
         state_root: agent.config.run_dir.join("containers"),
         mounts: Vec::new(),
         is_pulled: false,
+        is_katas: true,
+        image_user: String::new(),
     };
     match build(agent, sandbox, request, &mut parts, &mut cancelled).await {
         Ok((init, oom, spec)) => Ok(Container::new(parts, init, oom, &spec)),
@@ -86,6 +90,10 @@ async fn build(
         become_pause(&mut spec, &agent.config.runner).map_err(|error| Failure::because("making the pause container", &error))?;
     } else {
         add_resolv_conf(&mut spec, sandbox).map_err(bad_spec)?;
+        if let Some(mut process) = spec.process().clone() {
+            users::resolve(&parts.rootfs(), &parts.image_user, &mut process)?;
+            spec.set_process(Some(process));
+        }
         let cwd = spec.process().as_ref().map(|process| process.cwd().clone()).unwrap_or_default();
         ensure_folder(&parts.rootfs(), &cwd).map_err(|error| Failure::because("making the working directory", &error))?;
     }
@@ -147,8 +155,14 @@ async fn bring_root(
         return Ok(());
     }
     parts.is_pulled = true;
+    let config_digest = storage.driver_options.iter().find_map(|option| option.strip_prefix(CONFIG_OPTION)).map(str::to_owned);
+    parts.is_katas = config_digest.is_none();
+    let image = ImageRequest { reference: storage.source.clone(), config_digest };
     tokio::select! {
-        pulled = agent.rootfs.pull(&storage.source, &parts.id, &target) => pulled.map_err(|error| Failure::internal(chain(&error))),
+        pulled = agent.rootfs.pull(&image, &parts.id, &target) => {
+            parts.image_user = pulled.map_err(|error| Failure::internal(chain(&error)))?.user;
+            Ok(())
+        }
         _ = cancelled.wait_for(|cancelled| *cancelled) => Err(Failure::new(Code::CANCELLED, "the creation was cancelled")),
     }
 }

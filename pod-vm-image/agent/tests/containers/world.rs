@@ -12,7 +12,7 @@ use std::time::Duration;
 use anyhow::{Context as _, Result, bail, ensure};
 use async_trait::async_trait;
 use nix::mount::{MntFlags, MsFlags, mount, umount2};
-use peerpods_agent::{Agent, AgentConfig, RootfsError, RootfsSource};
+use peerpods_agent::{Agent, AgentConfig, ImageInfo, ImageRequest, RootfsError, RootfsSource};
 use peerpods_protos::agent::{
     CopyFileRequest, CreateContainerRequest, CreateSandboxRequest, ExecProcessRequest, ReadStreamRequest, RemoveContainerRequest,
     SignalProcessRequest, StartContainerRequest, Storage, WaitProcessRequest, WriteStreamRequest,
@@ -55,14 +55,16 @@ struct Busybox;
 
 #[async_trait]
 impl RootfsSource for Busybox {
-    async fn pull(&self, image: &str, _: &str, target: &Path) -> Result<(), RootfsError> {
+    async fn pull(&self, image: &ImageRequest, _: &str, target: &Path) -> Result<ImageInfo, RootfsError> {
+        let image = &image.reference;
         if image.contains("missing") {
             return Err(RootfsError::new(format!("pulling {image}"), "manifest unknown"));
         }
         if image.starts_with("slow") {
             std::future::pending::<()>().await;
         }
-        fill(target).map_err(|error| RootfsError::message(format!("{error:#}")))
+        fill(target).map_err(|error| RootfsError::message(format!("{error:#}")))?;
+        Ok(ImageInfo::default())
     }
 
     async fn remove(&self, _: &str, target: &Path) -> Result<(), RootfsError> {

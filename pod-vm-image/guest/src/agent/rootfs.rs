@@ -4,7 +4,7 @@ use std::path::Path;
 use std::time::Duration;
 
 use async_trait::async_trait;
-use peerpods_agent::{RootfsError, RootfsSource};
+use peerpods_agent::{ImageInfo, ImageRequest, RootfsError, RootfsSource};
 use peerpods_image::{OpenError, PullPolicy, Store, StoreConfig};
 
 /// Longer than any shim waits; it ends a pull whose registry drips.
@@ -25,13 +25,22 @@ impl ImageRootfs {
 
 #[async_trait]
 impl RootfsSource for ImageRootfs {
-    async fn pull(&self, image: &str, _container_id: &str, target: &Path) -> Result<(), RootfsError> {
-        let pull = self.store.pull(image, &self.policy, None);
+    /// The node's word binds: an image with another configuration than the one that it made the container from is refused.
+    async fn pull(&self, request: &ImageRequest, _container_id: &str, target: &Path) -> Result<ImageInfo, RootfsError> {
+        let image = &request.reference;
+        let mut policy = self.policy.clone();
+        if let Some(text) = &request.config_digest {
+            let digest = text.parse().map_err(|e| RootfsError::new(format!("read the configuration's digest {text:?}"), e))?;
+            policy.expected_config = Some(digest);
+        }
+        let pull = self.store.pull(image, &policy, None);
         let pulled = match tokio::time::timeout(PULL_WITHIN, pull).await {
             Ok(result) => result.map_err(|e| RootfsError::new(format!("pull image {image}"), e))?,
             Err(elapsed) => return Err(RootfsError::new(format!("pull image {image}"), elapsed)),
         };
-        self.store.mount(&pulled, target).await.map_err(|e| RootfsError::new(format!("mount image {image}"), e))
+        self.store.mount(&pulled, target).await.map_err(|e| RootfsError::new(format!("mount image {image}"), e))?;
+        let user = pulled.config.config().as_ref().and_then(|config| config.user().clone()).unwrap_or_default();
+        Ok(ImageInfo { user })
     }
 
     async fn remove(&self, container_id: &str, target: &Path) -> Result<(), RootfsError> {
