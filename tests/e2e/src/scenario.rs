@@ -5,6 +5,7 @@
 //! then really be seen.
 
 mod container;
+mod gaps;
 mod pod;
 mod running;
 mod story;
@@ -85,8 +86,17 @@ impl Scenario {
     pub async fn compare(&self, rig: &Arc<Rig>) -> Result<(), String> {
         let (runc, ours) = tokio::join!(self.transcript(rig, Handler::Runc), self.transcript(rig, Handler::PeerPods));
         let problems = self.problems(rig.options().version, &runc, &ours);
-        if problems.is_empty() {
-            return Ok(());
+        match (problems.is_empty(), gaps::of(self.name)) {
+            (true, None) => return Ok(()),
+            (true, Some(_)) => {
+                println!("{} is the same on both here: look whether it can be taken off the list of gaps", self.name);
+                return Ok(());
+            }
+            (false, Some(missing)) => {
+                println!("{} differs: {missing}\n{}", self.name, problems.join("\n"));
+                return Ok(());
+            }
+            (false, None) => {}
         }
         Err(format!("{}\n--- transcript on runc\n{runc}\n--- transcript on peer-pods\n{ours}", problems.join("\n")))
     }
