@@ -31,11 +31,23 @@ fn main() -> ExitCode {
     let mut arguments = std::env::args_os().skip(1);
     match arguments.next() {
         Some(role) if role == "agent" => agent::main(),
-        Some(role) if role == "runner" => peerpods_agent::runner::main(arguments),
+        Some(role) if role == "runner" => {
+            let_writers_of_closed_pipes_end();
+            peerpods_agent::runner::main(arguments)
+        }
         _ if std::process::id() == 1 => init::main(),
         _ => {
             eprintln!("peerpods-guest is PID 1 of a pod VM; its other roles are `agent` and `runner`");
             ExitCode::FAILURE
         }
     }
+}
+
+/// Rust ignores SIGPIPE, and a program inherits that: in `yes | head` the first would write for ever. A container starts as it does
+/// with runc.
+#[allow(unsafe_code, reason = "the disposition of a signal has no safe interface")]
+fn let_writers_of_closed_pipes_end() {
+    use nix::sys::signal::{SigHandler, Signal, signal};
+    // SAFETY: the default disposition runs no code of ours, and this process has one thread.
+    let _ = unsafe { signal(Signal::SIGPIPE, SigHandler::SigDfl) };
 }
