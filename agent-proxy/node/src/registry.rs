@@ -1,11 +1,13 @@
 //! All sandboxes of the node: who exists, who is being made, who was stopped.
 //!
+//! One file because everything in it happens under the one lock.
+//!
 //! A sandbox's record is written and its task started under one lock, so StopVM finds either nothing recorded, which it keeps from being
 //! recorded, or a task that it can stop.
 //!
 //! # Who owns a claim
 //!
-//! Kata's shims do not send the pod's UID, so the claim's key is `node/namespace/name`. When the kubelet tries a pod again with a new sandbox
+//! Our own shim sends the pod's UID, which is the claim's key. Kata's shims do not, so theirs is `node/namespace/name`. When the kubelet tries a pod again with a new sandbox
 //! id, the new sandbox takes the key, and with it the pod VM that is coming, from the old one, if the old one was stopped or its network
 //! namespace is gone, the pod VM cannot have been bound, the release was not sent, and both ask for the same sizes. The old sandbox's own
 //! task decides, between two of its steps: it writes the new sandbox's record first and then lets go in its own, so after a crash at any

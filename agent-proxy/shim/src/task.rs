@@ -1,4 +1,6 @@
 //! containerd's task API, version 2, for one pod.
+//!
+//! One file because the API is one trait: each call's few lines stand beside the conversion of its messages.
 
 use std::path::Path;
 use std::sync::Arc;
