@@ -7,17 +7,11 @@ const GAPS: &[(&str, &str)] = &[
     ("a_command_that_is_not_there_fails_to_start", "the texts are libcontainer's, not runc's"),
     ("the_default_seccomp_profile_refuses_what_it_lists", "the agent does not apply seccomp profiles yet"),
     ("a_seccomp_profile_of_the_node_is_obeyed", "the agent does not apply seccomp profiles yet"),
-    ("a_sub_path_shows_a_part_of_a_volume", "parts of emptyDir volumes are not made in the guest yet"),
     ("an_ephemeral_container_sees_its_target", "it joins the namespace of the pause container instead of its target's"),
-    ("a_config_map_is_read_and_its_update_seen", "files that were taken out of a volume stay in the guest"),
     ("a_volume_of_the_image_starts_with_its_content", "volumes of images begin empty"),
     ("port_forward_reaches_a_port_of_the_pod", "nothing carries local dials on the node to the pod VM yet"),
-    ("a_long_line_is_logged_in_parts", "the end of the container is not seen"),
-    ("an_image_can_be_a_volume", "volumes of images are taken for paths of the node"),
-    ("a_status_tells_what_was_asked_for", "containerd tells the mark that stands for groups of the image"),
+    ("a_long_line_is_logged_in_parts", "SIGPIPE stays ignored in containers"),
     ("an_unsafe_sysctl_is_refused", "the code is Internal where runc's is Unknown"),
-    ("events_come_in_runcs_order", "the events that one answer holds depend on when it is asked for"),
-    ("exec_tells_output_and_exit_code", "the order of variables is another"),
 ];
 
 /// What is missing for a scenario, if anything is known to be.

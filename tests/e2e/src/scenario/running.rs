@@ -105,7 +105,15 @@ impl Running {
     pub fn shows_log(&self) -> Result<()> {
         let lines = self.log()?;
         for stream in ["stdout", "stderr"] {
-            let texts: Vec<String> = lines.iter().filter(|line| line.stream == stream).map(describe).collect();
+            let mut texts: Vec<(String, usize)> = Vec::new();
+            for text in lines.iter().filter(|line| line.stream == stream).map(describe) {
+                match texts.last_mut().filter(|(last, _)| *last == text) {
+                    Some((_, times)) => *times += 1,
+                    None => texts.push((text, 1)),
+                }
+            }
+            let texts: Vec<String> =
+                texts.into_iter().map(|(text, times)| if times == 1 { text } else { format!("{text} ({times} times)") }).collect();
             if !texts.is_empty() {
                 self.story.record(&format!("{} {stream}", self.name), texts.join("\n"));
             }

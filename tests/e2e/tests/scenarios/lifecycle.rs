@@ -27,7 +27,8 @@ pub(super) fn scenarios() -> Vec<Scenario> {
         limits_can_be_changed_while_it_runs,
         cpu_and_memory_limits_are_in_force,
         containers_and_sandboxes_are_listed,
-        events_come_in_runcs_order,
+        // containerd 1.7 gives each event to one client of many.
+        events_come_in_runcs_order.only(Version::V2),
         a_missing_image_is_refused,
     ]
 }
