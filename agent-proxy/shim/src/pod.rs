@@ -192,6 +192,8 @@ impl Pod {
             },
             reason = lost => {
                 self.tell_loss(container, process, &reason);
+                // The tunnel may go on trying for a minute; containerd deletes nothing before it has seen the ends of the outputs.
+                process.close();
                 LOST
             }
         };

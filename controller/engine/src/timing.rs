@@ -9,7 +9,8 @@ pub struct Timing {
     pub poll_min: Duration,
     /// Longest such interval.
     pub poll_max: Duration,
-    /// Interval between listings when nothing is expected: finds instances that died and ones that nobody owns.
+    /// Interval between listings when nothing is expected: finds instances that died, whose pods must fail within 5 s, and ones that
+    /// nobody owns. One listing serves all of them.
     pub sweep: Duration,
     /// First pause after a failed call; doubles up to `retry_max`.
     pub retry_min: Duration,
@@ -28,7 +29,7 @@ impl Default for Timing {
         Self {
             poll_min: Duration::from_millis(50),
             poll_max: Duration::from_secs(2),
-            sweep: Duration::from_secs(10),
+            sweep: Duration::from_secs(2),
             retry_min: Duration::from_millis(200),
             retry_max: Duration::from_secs(30),
             grace: Duration::from_secs(10),
