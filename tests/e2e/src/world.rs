@@ -184,6 +184,11 @@ impl World {
     /// Fails with a log's end when a service has died.
     pub fn check_alive(&mut self) -> Result<()> {
         self.registry.check_alive()?;
+        self.check_daemons()
+    }
+
+    /// Fails with a log's end when a daemon has died.
+    pub fn check_daemons(&self) -> Result<()> {
         for process in [&self.node, &self.controller] {
             lock(process).as_mut().map_or(Ok(()), Process::check_alive)?;
         }

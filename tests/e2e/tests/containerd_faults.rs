@@ -119,7 +119,7 @@ async fn a_pod_whose_vm_died_fails_with_the_reason_within_five_seconds() {
         assert!(took < Duration::from_secs(5), "{took:?}");
         assert_eq!(status.exit_code, 137);
         let said = String::from_utf8(container.output("stderr").unwrap()).unwrap();
-        assert!(said.contains("pod VM"), "{said:?}");
+        assert!(said.contains("pod VM"), "{said:?} {:?}", std::fs::read_to_string(container.log_path()));
         println!("{took:?}: {said}");
         let late = container.exec(&["true"], 10).await;
         assert!(late.is_err(), "{late:?}");

@@ -15,6 +15,8 @@ Usage: cargo xtask soak [--seed N] [--kills N] [--pods N]
   --pods N    pods alive at once (default 10)
 
 It fails when a machine is leaked, a Ready pod is lost, a container's output is incomplete, or a kill hit nothing.
+Then the node daemon alone is killed twice as often under as many pods of containerd, which log and echo all the while: it fails when
+a container ended, or a byte of a log or of an exec is lost or doubled.
 ";
 
 /// `cargo xtask soak`.

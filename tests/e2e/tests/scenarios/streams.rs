@@ -180,10 +180,8 @@ async fn attach_sees_and_feeds_the_first_process(story: Story) -> Result<()> {
     again.read_until("heard two\n").await?;
     again.write(b"end\n").await?;
     let outcome = again.finish().await?;
-    story.record(
-        "attach",
-        format!("{:?} {:?}", String::from_utf8_lossy(&outcome.stdout), String::from_utf8_lossy(&outcome.stderr).contains("err end")),
-    );
+    // What is still on the way on the other stream when the first process ends may be lost, on runc too; the log has it all.
+    story.record("attach", format!("{:?}", String::from_utf8_lossy(&outcome.stdout)));
     container.ends().await?;
     Ok(())
 }

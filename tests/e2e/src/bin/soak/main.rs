@@ -3,6 +3,10 @@
 //! Pods are driven as a kubelet drives them: what fails before the pod is ready is tried again with a new sandbox id
 //! and network namespace; a ready pod must stay, and its container's output must be complete.
 //! The same seed gives the same kills and the same waits between them.
+//!
+//! Then pods of containerd that do nothing but log, and execs that do nothing but echo, see the daemon killed under them.
+
+mod steady;
 
 use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -47,6 +51,7 @@ fn main() -> Result<()> {
     let before = Leftovers::now()?;
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build()?;
     runtime.block_on(soak(&options))?;
+    runtime.block_on(steady::soak(options.seed, 2 * options.kills, options.pods))?;
     drop(runtime);
     let left = Leftovers::now()?.since(&before);
     ensure!(left.is_empty(), "left behind: {left}");
