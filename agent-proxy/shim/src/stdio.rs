@@ -4,6 +4,8 @@
 //! containerd goes away, also after the process has ended, until the process is deleted. Of the input's FIFO it holds both ends too, the
 //! writing one until CloseIO, so that a client that comes and goes is no end of input.
 
+use std::io::Write as _;
+use std::os::unix::fs::OpenOptionsExt as _;
 use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -292,7 +294,9 @@ pub fn tell(stdio: &Stdio, text: &str) {
     if path.is_empty() || path.contains("://") {
         return;
     }
-    if let Ok(writer) = pipe::OpenOptions::new().open_sender(path) {
-        let _ = writer.try_write(text.as_bytes());
+    // Not tokio's: one that was just opened does not know yet that it may be written to.
+    let nonblocking = i32::try_from(rustix::fs::OFlags::NONBLOCK.bits()).unwrap_or(0);
+    if let Ok(mut writer) = std::fs::OpenOptions::new().write(true).custom_flags(nonblocking).open(path) {
+        let _ = writer.write_all(text.as_bytes());
     }
 }
