@@ -111,6 +111,7 @@ impl Rig {
         }
         config::write(&rig)?;
         rig.start_containerd()?;
+        rig.pull_pause()?;
         Ok(rig)
     }
 
@@ -178,6 +179,17 @@ impl Rig {
         eprintln!("containerd {found}");
         *self.process() = Some(process);
         Ok(())
+    }
+
+    /// Fetches the pause image whole. containerd does so on first use, but without its layers if a peer pod is first, and then has
+    /// nothing to run for others.
+    fn pull_pause(&self) -> Result<()> {
+        block_on(async {
+            let image = crate::v1::ImageSpec { image: self.image("pause"), ..Default::default() };
+            let request = crate::v1::PullImageRequest { image: Some(image), ..Default::default() };
+            self.cri().await?.images.pull_image(request).await.context("pulling the pause image")?;
+            Ok(())
+        })
     }
 
     /// `kill -9` of containerd, if it runs.

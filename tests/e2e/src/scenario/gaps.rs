@@ -10,7 +10,7 @@ const GAPS: &[(&str, &str)] = &[
     ("an_ephemeral_container_sees_its_target", "it joins the namespace of the pause container instead of its target's"),
     ("a_volume_of_the_image_starts_with_its_content", "volumes of images begin empty"),
     ("port_forward_reaches_a_port_of_the_pod", "nothing carries local dials on the node to the pod VM yet"),
-    ("a_long_line_is_logged_in_parts", "SIGPIPE stays ignored in containers"),
+    ("a_pod_of_two_families_is_reached_on_both", "IPv6 is not carried to the pod VM yet"),
     ("an_unsafe_sysctl_is_refused", "the code is Internal where runc's is Unknown"),
 ];
 

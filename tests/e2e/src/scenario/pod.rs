@@ -104,8 +104,11 @@ impl Pod {
         self.story.call(&id, &format!("sandbox of {name}"));
         let pod = RunningPod { story: self.story, config: self.config, id };
         // The kubelet writes the pod's own address once it knows it.
-        if let Some(address) = pod.addresses().await.map_err(internal)?.first() {
-            pod.story.call(&address.to_string(), &format!("address of {name}"));
+        let addresses = pod.addresses().await.map_err(internal)?;
+        for (address, ordinal) in addresses.iter().zip(["", "second "]) {
+            pod.story.call(&address.to_string(), &format!("{ordinal}address of {name}"));
+        }
+        if let Some(address) = addresses.first() {
             let hosts = format!("{hosts}{address}\t{name}\n");
             pod.story.kubelet().file(&uid, "etc-hosts", hosts.as_bytes()).map_err(internal)?;
         }

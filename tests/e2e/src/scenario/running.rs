@@ -226,8 +226,14 @@ impl Running {
     /// Asks it to end and kills it after this many seconds.
     pub async fn stop(&self, grace: i64) -> Result<()> {
         let request = v1::StopContainerRequest { container_id: self.id.clone(), timeout: grace };
-        self.story.cri().runtime.clone().stop_container(request).await.with_context(|| format!("stopping {}", self.name))?;
-        Ok(())
+        let mut runtime = self.story.cri().runtime.clone();
+        let stopped = match runtime.stop_container(request.clone()).await {
+            // containerd gives up its connection to the shim once it has heard of the end, also under a kill that is not answered yet:
+            // with runc too. A kubelet asks again.
+            Err(status) if status.message().ends_with("ttrpc: closed") => runtime.stop_container(request).await,
+            other => other,
+        };
+        stopped.map(|_| ()).with_context(|| format!("stopping {}", self.name))
     }
 
     /// Removes it.

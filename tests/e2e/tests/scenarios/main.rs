@@ -55,6 +55,12 @@ const STAGES: [Stage; 3] = [
 ];
 
 impl Stage {
+    fn options(&self) -> RigOptions {
+        let mut options = RigOptions::new(self.version, WorldOptions::new(self.level));
+        options.is_dual_stack = self.version == Version::V2;
+        options
+    }
+
     fn chosen(&self, filter: &str) -> VecDeque<Scenario> {
         let is_here = |s: &Scenario| s.is_for(self.version) && (self.level == Level::Sandbox || CORE.contains(&s.name));
         all().into_iter().filter(|s| is_here(s) && self.title(s.name).contains(filter)).collect()
@@ -95,7 +101,7 @@ fn main() -> ExitCode {
             continue;
         }
         let before = Leftovers::now().unwrap();
-        let rig = Arc::new(Rig::start(&RigOptions::new(stage.version, WorldOptions::new(stage.level))).unwrap());
+        let rig = Arc::new(Rig::start(&stage.options()).unwrap());
         let outcomes = runtime.block_on(tell_all(&rig, stage, chosen, is_runc_alone));
         for (name, outcome) in outcomes {
             match outcome {

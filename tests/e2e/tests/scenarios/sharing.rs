@@ -3,7 +3,10 @@
 use std::time::Duration;
 
 use anyhow::{Context as _, Result, ensure};
-use peerpods_e2e::{Container, Pod, RunningPod, Scenario, Story, eventually, eventually_async, scenarios, v1};
+use peerpods_e2e::{Container, Pod, RunningPod, Scenario, Story, Version, eventually, eventually_async, scenarios, v1};
+use tokio::task::block_in_place;
+
+const PATIENCE: Duration = Duration::from_secs(20);
 
 pub(super) fn scenarios() -> Vec<Scenario> {
     scenarios![
@@ -14,6 +17,7 @@ pub(super) fn scenarios() -> Vec<Scenario> {
         an_ephemeral_container_sees_its_target,
         ipc_is_shared_by_the_pod,
         the_pods_address_answers_and_it_reaches_others,
+        a_pod_of_two_families_is_reached_on_both.only(Version::V2),
         a_host_port_reaches_the_pod,
         a_pod_of_the_nodes_network_is_refused.differs(
             "sandbox",
@@ -69,7 +73,8 @@ async fn every_container_has_processes_of_its_own(story: Story) -> Result<()> {
     let pod = story.pod("processes").run().await?;
     let one = pod.start(Container::new("one", &["/bin/sleep", "1000"])).await?;
     let two = pod.start(Container::new("two", &["/bin/sleep", "2000"])).await?;
-    one.prints("ps -o pid,args | grep -v ps", "PID   COMMAND\n    1 /bin/sleep 1000\n").await?;
+    // A moment later: who came to start the exec is gone.
+    one.prints("usleep 300000; ps -o pid,args | grep -v -e ps -e usleep", "PID   COMMAND\n    1 /bin/sleep 1000\n").await?;
     two.prints("ps -o args | grep -c '[s]leep'", "1\n").await?;
     Ok(())
 }
@@ -125,7 +130,7 @@ async fn the_pods_address_answers_and_it_reaches_others(story: Story) -> Result<
     let web = Container::script("web", "mkdir -p /www; echo from the pod > /www/index.html; exec httpd -f -p 8080 -h /www");
     pod.start(web).await?;
     let netns = story.rig().world().netns();
-    let answer = eventually("the pod answers the node", Duration::from_secs(20), || netns.http_get((address, 8080).into(), "/"))?;
+    let answer = block_in_place(|| eventually("the pod answers the node", PATIENCE, || netns.http_get((address, 8080).into(), "/")))?;
     story.record("the node hears", answer.lines().last().unwrap_or_default());
     let other = story.pod("client").run().await?;
     let client = other.start(Container::waiting("client")).await?;
@@ -133,6 +138,21 @@ async fn the_pods_address_answers_and_it_reaches_others(story: Story) -> Result<
     client.prints("ping -c 1 -W 5 10.89.0.1 | grep -c ' 0% packet loss'", "1\n").await?;
     client.prints("wget -q -O - http://10.89.0.1:5000/v2/ && echo reached", "{}reached\n").await?;
     client.says(&format!("wget -q -T 3 -O - http://{address}:8081/")).await?;
+    Ok(())
+}
+
+async fn a_pod_of_two_families_is_reached_on_both(story: Story) -> Result<()> {
+    let pod = story.pod("dual").run().await?;
+    let addresses = pod.addresses().await?;
+    let families: Vec<&str> = addresses.iter().map(|address| if address.is_ipv4() { "IPv4" } else { "IPv6" }).collect();
+    story.record("addresses", families.join(", "));
+    let web = pod.start(Container::script("web", "echo both > /www/index.html; exec httpd -f -p '[::]:8080' -h /www")).await?;
+    let netns = story.rig().world().netns();
+    for (address, family) in addresses.iter().zip(families) {
+        let answer = block_in_place(|| eventually(&format!("{family} answers"), PATIENCE, || netns.http_get((*address, 8080).into(), "/")));
+        story.record(family, answer.map_or_else(|error| format!("{error:#}"), |a| a.lines().last().unwrap_or_default().to_owned()));
+    }
+    web.says("ip -6 -o addr show eth0 scope global | wc -l; ping -6 -c 1 -W 5 fd00:89::1 | grep -c ' 0% packet loss'; ip -6 route | grep -c default").await?;
     Ok(())
 }
 
@@ -153,7 +173,7 @@ async fn a_host_port_reaches_the_pod(story: Story) -> Result<()> {
     pod.start(Container::script("web", "echo hi > /www/index.html; exec httpd -f -p 8080 -h /www")).await?;
     let netns = story.rig().world().netns();
     let to = std::net::SocketAddr::from(([10, 89, 0, 1], u16::try_from(port)?));
-    let answer = eventually("the node's port answers", Duration::from_secs(20), || netns.http_get(to, "/"))?;
+    let answer = block_in_place(|| eventually("the node's port answers", PATIENCE, || netns.http_get(to, "/")))?;
     story.record("the node's port", answer.lines().last().unwrap_or_default());
     Ok(())
 }
