@@ -1,5 +1,8 @@
-//! What the sources of bind mounts are, from the file system and the mount table.
+//! What the node's file system and mount table say about the sources of bind mounts.
 
+use std::ffi::OsString;
+use std::io;
+use std::os::unix::ffi::OsStringExt as _;
 use std::os::unix::fs::{FileTypeExt as _, MetadataExt as _};
 use std::path::{Path, PathBuf};
 
@@ -7,112 +10,154 @@ use oci_spec::runtime::Spec;
 
 use crate::plan::{Kind, Source, Sources};
 
-/// Why the node's files cannot be looked at.
+/// The node cannot be looked at.
 #[derive(Debug, thiserror::Error)]
 pub enum LookError {
-    /// The mount table cannot be read.
-    #[error("cannot read the mount table")]
-    Mounts(#[source] std::io::Error),
-    /// A source cannot be looked at.
-    #[error("cannot look at {path}")]
-    Stat {
-        /// The source.
+    /// The mount table.
+    #[error("reading the mount table {path}", path = MOUNT_TABLE)]
+    MountTable(#[source] io::Error),
+    /// One source.
+    #[error("looking at {path}, the source of a mount")]
+    Source {
+        /// On the node.
         path: PathBuf,
-        /// What the kernel says.
+        /// The cause.
         #[source]
-        source: std::io::Error,
+        source: io::Error,
     },
 }
 
-/// Looks at every source of the specification's bind mounts.
+/// One line of `/proc/self/mountinfo`.
+#[derive(Debug, PartialEq, Eq)]
+struct MountPoint {
+    /// `major:minor`, equal for all mounts of one file system.
+    device: String,
+    /// The folder of the file system that is mounted.
+    root: PathBuf,
+    path: PathBuf,
+    filesystem: String,
+    options: String,
+}
+
+const MOUNT_TABLE: &str = "/proc/self/mountinfo";
+/// What the kernel appends to a mounted folder that was removed.
+const DELETED: &str = "//deleted";
+
+/// Looks at the source of each bind mount. What is not there is [`Kind::Missing`], not an error.
 pub fn look(spec: &Spec, kubelet_dir: &Path) -> Result<Sources, LookError> {
-    let table = std::fs::read_to_string("/proc/self/mountinfo").map_err(LookError::Mounts)?;
+    let is_bind = |options: &Option<Vec<String>>| options.iter().flatten().any(|option| option == "bind" || option == "rbind");
+    let mounts = spec.mounts().iter().flatten();
+    let paths: Vec<PathBuf> = mounts
+        .filter(|mount| mount.typ().as_deref() == Some("bind") || is_bind(mount.options()))
+        .filter_map(|mount| mount.source().clone())
+        .collect();
+    look_at(paths, kubelet_dir)
+}
+
+fn look_at(paths: Vec<PathBuf>, kubelet_dir: &Path) -> Result<Sources, LookError> {
+    // Without a kubelet nothing is below its folder.
+    let kubelet_dir = std::fs::canonicalize(kubelet_dir).unwrap_or_else(|_| kubelet_dir.to_owned());
+    let table = std::fs::read(MOUNT_TABLE).map_err(LookError::MountTable)?;
     let table = parse(&table);
-    let mut sources = Sources { kubelet_dir: kubelet_dir.canonicalize().unwrap_or_else(|_| kubelet_dir.to_owned()), ..Sources::default() };
-    let binds = spec.mounts().iter().flatten().filter(|mount| mount.typ().as_deref() == Some("bind"));
-    for path in binds.filter_map(|mount| mount.source().as_ref()) {
-        let source = match std::fs::metadata(path) {
-            Ok(metadata) => source(path, &metadata, &table, &sources.kubelet_dir),
-            Err(error) if error.kind() == std::io::ErrorKind::NotFound => Source::missing(),
-            Err(source) => return Err(LookError::Stat { path: path.clone(), source }),
-        };
-        sources.by_path.insert(path.clone(), source);
+    let mut sources = Sources { kubelet_dir, ..Sources::default() };
+    for path in paths {
+        let source = source(&path, &table, &sources.kubelet_dir).map_err(|source| LookError::Source { path: path.clone(), source })?;
+        sources.by_path.insert(path, source);
     }
     Ok(sources)
 }
 
-fn source(path: &Path, metadata: &std::fs::Metadata, table: &[Mount], kubelet_dir: &Path) -> Source {
-    let kind = metadata.file_type();
-    let kind = match () {
-        () if kind.is_dir() => Kind::Folder,
-        () if kind.is_file() => Kind::File,
-        () if kind.is_socket() => Kind::Socket,
-        () if kind.is_fifo() => Kind::Pipe,
-        () if kind.is_char_device() => Kind::CharDevice,
-        () => Kind::BlockDevice,
+fn source(path: &Path, table: &[MountPoint], kubelet_dir: &Path) -> io::Result<Source> {
+    let found = match std::fs::metadata(path) {
+        Ok(found) => found,
+        Err(error) if matches!(error.kind(), io::ErrorKind::NotFound | io::ErrorKind::NotADirectory) => return Ok(Source::missing()),
+        Err(error) => return Err(error),
     };
-    // Later mounts cover earlier ones.
-    let covering = table.iter().enumerate().filter(|(_, mount)| path.starts_with(&mount.at));
-    let mount = covering.max_by_key(|(number, mount)| (mount.at.components().count(), *number)).map(|(_, mount)| mount);
-    Source {
+    let kind = match found.file_type() {
+        kind if kind.is_dir() => Kind::Folder,
+        kind if kind.is_file() => Kind::File,
+        kind if kind.is_socket() => Kind::Socket,
+        kind if kind.is_fifo() => Kind::Pipe,
+        kind if kind.is_block_device() => Kind::BlockDevice,
+        _ => Kind::CharDevice,
+    };
+    // The last of several mounts on one place is the one that is seen.
+    let mount = table.iter().enumerate().filter(|(_, mount)| path.starts_with(&mount.path));
+    let mount = mount.max_by_key(|(index, mount)| (mount.path.as_os_str().len(), *index)).map(|(_, mount)| mount);
+    Ok(Source {
         kind,
-        gid: metadata.gid(),
-        mode: metadata.mode() & 0o7777,
+        gid: found.gid(),
+        mode: found.mode() & 0o7777,
         filesystem: mount.map(|mount| mount.filesystem.clone()).unwrap_or_default(),
-        size_limit: mount.and_then(|mount| mount.size_limit),
-        origin: mount.filter(|mount| mount.at == path).and_then(|mount| origin(mount, table, kubelet_dir)),
+        size_limit: mount.filter(|mount| mount.filesystem == "tmpfs").and_then(|mount| size_limit(&mount.options)),
+        origin: mount.filter(|mount| mount.path == path).and_then(|mount| origin(mount, table, kubelet_dir)),
+    })
+}
+
+/// The path below the kubelet's pods that a bind mount shows part of.
+fn origin(mount: &MountPoint, table: &[MountPoint], kubelet_dir: &Path) -> Option<PathBuf> {
+    let pods = kubelet_dir.join("pods");
+    let candidates = table.iter().filter(|other| other.device == mount.device && other.path != mount.path);
+    let paths = candidates.filter_map(|other| {
+        let below = mount.root.strip_prefix(&other.root).ok()?;
+        // Joining nothing would append a slash.
+        Some(if below.as_os_str().is_empty() { other.path.clone() } else { other.path.join(below) })
+    });
+    paths.filter(|path| path.strip_prefix(&pods).is_ok_and(|below| below.iter().nth(1).is_some_and(|part| part == "volumes"))).max()
+}
+
+fn parse(table: &[u8]) -> Vec<MountPoint> {
+    table.split(|byte| *byte == b'\n').filter_map(parse_line).collect()
+}
+
+/// `id parent device root path options tags… - type source options`.
+fn parse_line(line: &[u8]) -> Option<MountPoint> {
+    let fields: Vec<&[u8]> = line.split(|byte| *byte == b' ').collect();
+    let separator = fields.iter().position(|field| *field == b"-")?;
+    let text = |field: &[u8]| String::from_utf8_lossy(field).into_owned();
+    let root = unescape(fields.get(3)?);
+    let root = root.strip_suffix(DELETED.as_bytes()).unwrap_or(&root).to_vec();
+    Some(MountPoint {
+        device: text(fields.get(2)?),
+        root: OsString::from_vec(root).into(),
+        path: OsString::from_vec(unescape(fields.get(4)?)).into(),
+        filesystem: text(fields.get(separator + 1)?),
+        options: text(fields.get(separator + 3)?),
+    })
+}
+
+/// Space, tab, newline and backslash are written as three octal digits.
+fn unescape(field: &[u8]) -> Vec<u8> {
+    let mut bytes = Vec::with_capacity(field.len());
+    let mut rest = field;
+    while let Some((first, tail)) = rest.split_first() {
+        let digits = tail.get(..3).and_then(|digits| std::str::from_utf8(digits).ok());
+        match digits.and_then(|digits| u8::from_str_radix(digits, 8).ok()).filter(|_| *first == b'\\') {
+            Some(byte) => {
+                bytes.push(byte);
+                rest = tail.get(3..).unwrap_or_default();
+            }
+            None => {
+                bytes.push(*first);
+                rest = tail;
+            }
+        }
     }
+    bytes
 }
 
-/// Where else, below the kubelet's folder, the mounted part of a file system can be seen.
-fn origin(part: &Mount, table: &[Mount], kubelet_dir: &Path) -> Option<PathBuf> {
-    let wholes = table.iter().filter(|mount| mount.device == part.device && mount.at != part.at);
-    let seen = wholes.filter_map(|whole| Some(whole.at.join(part.root.strip_prefix(&whole.root).ok()?)));
-    // A path ends without a slash even when nothing was left to join.
-    let seen = seen.map(|path| path.components().collect::<PathBuf>());
-    seen.filter(|path| path.starts_with(kubelet_dir) && *path != part.at)
-        .find(|path| path.components().any(|part| part.as_os_str() == "volumes"))
-}
-
-/// A line of `/proc/self/mountinfo` (proc_pid_mountinfo(5)).
-#[derive(Debug, PartialEq, Eq)]
-struct Mount {
-    device: String,
-    root: PathBuf,
-    at: PathBuf,
-    filesystem: String,
-    size_limit: Option<u64>,
-}
-
-fn parse(table: &str) -> Vec<Mount> {
-    table.lines().filter_map(parse_line).collect()
-}
-
-fn parse_line(line: &str) -> Option<Mount> {
-    let (mount, filesystem) = line.split_once(" - ")?;
-    let mut mount = mount.split(' ').skip(2);
-    let (device, root, at) = (mount.next()?.to_owned(), unescape(mount.next()?), unescape(mount.next()?));
-    let mut filesystem = filesystem.split(' ');
-    let (kind, _device, options) = (filesystem.next()?.to_owned(), filesystem.next()?, filesystem.next().unwrap_or_default());
-    let size = options.split(',').find_map(|option| option.strip_prefix("size="));
-    Some(Mount { device, root, at, filesystem: kind, size_limit: size.and_then(bytes) })
-}
-
-/// The kernel writes spaces, tabs, line ends and backslashes as three octal digits.
-fn unescape(text: &str) -> PathBuf {
-    let mut plain = text.to_owned();
-    for (code, sign) in [("\\040", " "), ("\\011", "\t"), ("\\012", "\n"), ("\\134", "\\")] {
-        plain = plain.replace(code, sign);
-    }
-    PathBuf::from(plain)
-}
-
-fn bytes(text: &str) -> Option<u64> {
-    let (digits, unit) = match text.strip_suffix('k') {
-        Some(digits) => (digits, 1024),
-        None => (text, 1),
+/// Such as `rw,size=65536k,inode64`.
+fn size_limit(options: &str) -> Option<u64> {
+    let size = options.split(',').find_map(|option| option.strip_prefix("size="))?;
+    let digits = size.trim_end_matches(['k', 'K', 'm', 'M', 'g', 'G']);
+    let shift = match size.get(digits.len()..)?.to_ascii_lowercase().as_str() {
+        "" => 0,
+        "k" => 10,
+        "m" => 20,
+        "g" => 30,
+        _ => return None,
     };
-    digits.parse::<u64>().ok()?.checked_mul(unit)
+    digits.parse::<u64>().ok()?.checked_mul(1 << shift)
 }
 
 #[cfg(test)]
@@ -120,17 +165,71 @@ mod tests {
     use super::*;
 
     const TABLE: &str = "\
-22 1 8:1 / / rw,relatime shared:1 - ext4 /dev/sda1 rw
-30 22 0:50 / /k/pods/u/volumes/kubernetes.io~empty-dir/mem rw - tmpfs tmpfs rw,size=1024k
-31 22 8:1 /k/pods/u/volumes/kubernetes.io~empty-dir/disk/a\\040b /k/pods/u/volume-subpaths/disk/c/0 rw - ext4 /dev/sda1 rw
+22 1 8:1 / / rw,relatime - ext4 /dev/sda1 rw
+40 22 0:50 / /var/lib/kubelet/pods/u/volumes/kubernetes.io~empty-dir/mem rw,relatime - tmpfs tmpfs rw,size=65536k,inode64
+41 22 0:50 /sub /var/lib/kubelet/pods/u/volume-subpaths/mem/app/0 rw,relatime - tmpfs tmpfs rw,size=65536k,inode64
+42 22 8:1 /var/lib/kubelet/pods/u/volumes/kubernetes.io~empty-dir/disk/a/b /var/lib/kubelet/pods/u/volume-subpaths/disk/app/1 rw - ext4 /dev/sda1 rw
+43 22 8:1 /var/lib/kubelet/pods/u/volumes/kubernetes.io~configmap/c/..1/key//deleted /var/lib/kubelet/pods/u/volume-subpaths/c/app/2 rw shared:7 - ext4 /dev/sda1 rw
+44 22 8:1 /srv /var/lib/kubelet/pods/u/volume-subpaths/x/app/3 rw - ext4 /dev/sda1 rw
+45 22 0:60 / /mnt/with\\040space rw - tmpfs tmpfs rw
 ";
 
+    fn origin_of(path: &str) -> Option<PathBuf> {
+        let table = parse(TABLE.as_bytes());
+        let mount = table.iter().find(|mount| mount.path == Path::new(path)).unwrap();
+        origin(mount, &table, Path::new("/var/lib/kubelet"))
+    }
+
     #[test]
-    fn the_mount_table_tells_kind_limit_and_origin() {
-        let table = parse(TABLE);
-        assert_eq!((table[1].filesystem.as_str(), table[1].size_limit), ("tmpfs", Some(1 << 20)));
-        let found = origin(&table[2], &table, Path::new("/k"));
-        assert_eq!(found.as_deref(), Some(Path::new("/k/pods/u/volumes/kubernetes.io~empty-dir/disk/a b")));
-        assert_eq!(origin(&table[1], &table, Path::new("/k")), None);
+    fn sub_paths_lead_to_their_volumes() {
+        let pod = "/var/lib/kubelet/pods/u";
+        let volume = |rest: &str| Some(PathBuf::from(format!("{pod}/volumes/kubernetes.io~{rest}")));
+        assert_eq!(origin_of(&format!("{pod}/volume-subpaths/mem/app/0")), volume("empty-dir/mem/sub"));
+        assert_eq!(origin_of(&format!("{pod}/volume-subpaths/disk/app/1")), volume("empty-dir/disk/a/b"));
+        assert_eq!(origin_of(&format!("{pod}/volume-subpaths/c/app/2")), volume("configmap/c/..1/key"), "removed since");
+        assert_eq!(origin_of(&format!("{pod}/volume-subpaths/x/app/3")), None, "not a volume of the kubelet");
+    }
+
+    #[test]
+    fn sub_paths_are_found_when_the_kubelet_has_a_disk_of_its_own() {
+        let table = parse(
+            b"30 22 8:17 / /data rw - ext4 /dev/sdb1 rw\n\
+              31 22 8:17 /kubelet/pods/u/volumes/kubernetes.io~empty-dir/v/s /data/kubelet/pods/u/volume-subpaths/v/app/0 rw - ext4 /dev/sdb1 rw\n",
+        );
+        let found = origin(&table[1], &table, Path::new("/data/kubelet"));
+        assert_eq!(found, Some("/data/kubelet/pods/u/volumes/kubernetes.io~empty-dir/v/s".into()));
+    }
+
+    #[test]
+    fn table_is_taken_apart() {
+        let table = parse(TABLE.as_bytes());
+        assert_eq!(table.len(), 7);
+        assert_eq!(table[6].path, Path::new("/mnt/with space"));
+        assert_eq!(table[1].filesystem, "tmpfs");
+        assert_eq!(parse(b"nonsense\n\n1 2 3 - x"), []);
+    }
+
+    #[test]
+    fn sizes_have_units() {
+        assert_eq!(size_limit("rw,size=65536k,inode64"), Some(64 << 20));
+        assert_eq!(size_limit("rw,size=3m"), Some(3 << 20));
+        assert_eq!(size_limit("rw,size=12"), Some(12));
+        assert_eq!(size_limit("rw"), None);
+        assert_eq!(size_limit("rw,size=50%"), None);
+    }
+
+    #[test]
+    fn kinds_of_files_are_told_apart() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = |name: &str| dir.path().join(name);
+        std::fs::write(path("file"), "x").unwrap();
+        std::fs::create_dir(path("folder")).unwrap();
+        let _socket = std::os::unix::net::UnixListener::bind(path("socket")).unwrap();
+        std::os::unix::fs::symlink("folder", path("link")).unwrap();
+        let names = ["file", "folder", "socket", "link", "nothing", "file/below"];
+        let sources = look_at(names.iter().map(|name| path(name)).chain(["/dev/null".into()]).collect(), dir.path()).unwrap();
+        let kinds: Vec<Kind> = names.iter().map(|name| sources.by_path[&path(name)].kind).collect();
+        assert_eq!(kinds, [Kind::File, Kind::Folder, Kind::Socket, Kind::Folder, Kind::Missing, Kind::Missing]);
+        assert_eq!(sources.by_path[Path::new("/dev/null")].kind, Kind::CharDevice);
     }
 }
