@@ -9,9 +9,11 @@ use std::path::{Path, PathBuf};
 
 use libcontainer::capabilities::CapabilityExt as _;
 use oci_spec::runtime::{
-    Capabilities, Capability, Linux, LinuxDeviceCgroupBuilder, LinuxNamespace, LinuxNamespaceBuilder, LinuxNamespaceType, LinuxResources,
-    Mount, MountBuilder, PosixRlimit, PosixRlimitBuilder, Process, Spec,
+    Capabilities, Capability, Linux, LinuxCapabilities, LinuxDeviceCgroupBuilder, LinuxNamespace, LinuxNamespaceBuilder,
+    LinuxNamespaceType, LinuxResources, Mount, MountBuilder, PosixRlimit, PosixRlimitBuilder, Process, Spec,
 };
+
+use crate::control::{CapabilityMasks, Confinement};
 
 /// What this process may hand on to containers.
 #[derive(Debug, Clone)]
@@ -148,6 +150,25 @@ fn nix_resource(name: &str) -> Option<nix::sys::resource::Resource> {
         "RLIMIT_RTTIME" => Resource::RLIMIT_RTTIME,
         _ => return None,
     })
+}
+
+/// The sets as bits; without any, the process may do nothing special.
+pub(crate) fn masks(from: Option<&LinuxCapabilities>) -> CapabilityMasks {
+    let mask = |set: &Option<Capabilities>| set.iter().flatten().fold(0, |mask, capability| mask | 1 << number(*capability));
+    from.map_or_else(CapabilityMasks::default, |from| CapabilityMasks {
+        bounding: mask(from.bounding()),
+        effective: mask(from.effective()),
+        permitted: mask(from.permitted()),
+        inheritable: mask(from.inheritable()),
+        ambient: mask(from.ambient()),
+    })
+}
+
+/// Takes out of a process what the runner sees to itself.
+pub(crate) fn take_confinement(process: &mut Process) -> Confinement {
+    let confinement = Confinement { capabilities: masks(process.capabilities().as_ref()), working_directory: process.cwd().clone() };
+    process.set_capabilities(None).set_cwd(PathBuf::from("/"));
+    confinement
 }
 
 /// The kernel's number of a capability.

@@ -19,13 +19,12 @@ use ttrpc::Code;
 
 use crate::RootfsSource;
 use crate::cgroup::Cgroup;
-use crate::confine::Grants;
-use crate::control::Command;
+use crate::confine::{self, Grants};
+use crate::control::{Command, Confinement};
 use crate::failure::{Failure, chain};
 use crate::oom::OomWatch;
 use crate::process::{Phase, Process};
-use crate::storage;
-use crate::{translate, users};
+use crate::{storage, termination_log, translate, users};
 
 /// A container that was created.
 #[derive(Debug)]
@@ -38,6 +37,7 @@ pub(crate) struct Container {
     /// What an exec gets that brings none of its own.
     capabilities: Option<LinuxCapabilities>,
     has_no_new_privileges: bool,
+    termination_log: Option<PathBuf>,
 }
 
 /// What exists for a container outside of its processes.
@@ -105,8 +105,9 @@ impl Parts {
     }
 
     /// The command that has a runner build the container.
-    pub(crate) fn create_command(&self, terminal: bool) -> Command {
-        Command::Create { container_id: self.id.clone(), bundle: self.bundle.clone(), root: self.state_root.clone(), terminal }
+    pub(crate) fn create_command(&self, terminal: bool, confinement: Confinement) -> Command {
+        let (container_id, bundle, root) = (self.id.clone(), self.bundle.clone(), self.state_root.clone());
+        Command::Create { container_id, bundle, root, terminal, confinement }
     }
 }
 
@@ -122,6 +123,7 @@ impl Container {
             exec_counter: AtomicU64::new(0),
             capabilities: process.and_then(|process| process.capabilities().clone()),
             has_no_new_privileges: process.and_then(oci_spec::runtime::Process::no_new_privileges).unwrap_or(false),
+            termination_log: termination_log::find(spec),
         }
     }
 
@@ -167,6 +169,7 @@ impl Container {
         }
         process.set_no_new_privileges(Some(process.no_new_privileges().unwrap_or(false) || self.has_no_new_privileges));
         grants.limit(&mut process);
+        let confinement = confine::take_confinement(&mut process);
         let number = self.exec_counter.fetch_add(1, Ordering::Relaxed);
         let file = self.parts.bundle.join(format!("exec-{number}.json"));
         let text = serde_json::to_vec(&process).map_err(|error| Failure::because("writing the process", &error))?;
@@ -175,14 +178,16 @@ impl Container {
         fs::write(&file, text).map_err(|error| Failure::because("writing the process", &error))?;
         let command = Command::Exec {
             container_id: self.parts.id.clone(),
+            bundle: self.parts.bundle.clone(),
             process: file.clone(),
             root: self.parts.state_root.clone(),
             terminal: from.Terminal,
+            confinement,
         };
         let oom = self.oom.clone();
         let built = Process::build(runner, command, move || oom.check()).await;
         let _ = fs::remove_file(&file);
-        let built = built.map_err(Failure::internal)?;
+        let built = built.map_err(|reason| Failure::not_executed(&reason))?;
         set_size(&built, from);
         reserved.fill(built);
         Ok(())
@@ -200,6 +205,11 @@ impl Container {
         let is_lost = self.parts.is_katas && self.is_init(exec_id) && signal == Signal::SIGTERM as i32 && !catches(process.pid(), signal);
         let signal = if is_lost { Signal::SIGKILL as i32 } else { signal };
         process.signal(signal).await.map_err(|_| Failure::nothing_to_signal())
+    }
+
+    /// The end of what the container has written for the kubelet; empty when it has no such file.
+    pub(crate) fn termination_message(&self) -> io::Result<Vec<u8>> {
+        self.termination_log.as_deref().map_or(Ok(Vec::new()), |path| termination_log::read(&self.parts.copied, path))
     }
 
     /// Kills and takes away everything.

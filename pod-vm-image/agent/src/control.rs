@@ -30,17 +30,23 @@ pub(crate) enum Command {
         root: PathBuf,
         /// Give the process a terminal of its own.
         terminal: bool,
+        /// What libcontainer is not told.
+        confinement: Confinement,
     },
     /// Run another process in a started container. Attached as for [`Command::Create`].
     Exec {
         /// The container.
         container_id: String,
+        /// Folder with the container's `config.json`.
+        bundle: PathBuf,
         /// File with the OCI process.
         process: PathBuf,
         /// libcontainer's state folder.
         root: PathBuf,
         /// Give the process a terminal of its own.
         terminal: bool,
+        /// What libcontainer is not told.
+        confinement: Confinement,
     },
     /// Let the created process go.
     Start,
@@ -49,6 +55,30 @@ pub(crate) enum Command {
         /// Number of the signal.
         signal: i32,
     },
+}
+
+/// What the runner does itself, as libcontainer does it otherwise than runc.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct Confinement {
+    /// What the process may do.
+    pub(crate) capabilities: CapabilityMasks,
+    /// Where it begins; made for the first process of a container.
+    pub(crate) working_directory: PathBuf,
+}
+
+/// Sets of capabilities, a bit for each number.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct CapabilityMasks {
+    /// The most that any program executed later can have.
+    pub(crate) bounding: u64,
+    /// What the process can do now.
+    pub(crate) effective: u64,
+    /// What it may make effective.
+    pub(crate) permitted: u64,
+    /// What programs with such a mark keep.
+    pub(crate) inheritable: u64,
+    /// What programs executed without being root keep.
+    pub(crate) ambient: u64,
 }
 
 /// What a runner tells the agent.

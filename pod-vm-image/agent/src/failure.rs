@@ -4,6 +4,7 @@
 //! NOT_FOUND, which the shims take for "already gone".
 
 use std::error::Error;
+use std::io;
 
 use ttrpc::Code;
 
@@ -54,6 +55,16 @@ impl Failure {
         Self::new(Code::NOT_FOUND, "InvalidExecId")
     }
 
+    /// A container's first process cannot be, in the words that runc's shim would have for it.
+    pub(crate) fn not_created(reason: &str) -> Self {
+        Self::internal(format!("OCI runtime create failed: unable to start container process: {reason}"))
+    }
+
+    /// Another process of a container cannot be.
+    pub(crate) fn not_executed(reason: &str) -> Self {
+        Self::internal(format!("OCI runtime exec failed: exec failed: unable to start container process: {reason}"))
+    }
+
     /// The text.
     pub(crate) fn message(&self) -> &str {
         &self.message
@@ -101,4 +112,12 @@ pub(crate) fn chain(error: &dyn Error) -> String {
         cause = inner.source();
     }
     text
+}
+
+/// An error of the kernel as Go and so runc print it.
+pub(crate) fn text(error: impl Into<io::Error>) -> String {
+    let error: io::Error = error.into();
+    let Some(number) = error.raw_os_error() else { return error.to_string() };
+    let mut characters = nix::errno::Errno::from_raw(number).desc().chars();
+    characters.next().map(|first| first.to_lowercase().chain(characters).collect()).unwrap_or_default()
 }

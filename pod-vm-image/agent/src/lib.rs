@@ -26,6 +26,7 @@ mod process;
 mod sandbox;
 mod service;
 mod storage;
+mod termination_log;
 mod translate;
 mod users;
 

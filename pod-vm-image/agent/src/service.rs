@@ -11,14 +11,15 @@ use std::time::Duration;
 use async_trait::async_trait;
 use peerpods_protos::agent::{
     AddARPNeighborsRequest, AddSwapRequest, AgentDetails, CloseStdinRequest, CopyFileRequest, CreateContainerRequest, CreateSandboxRequest,
-    DestroySandboxRequest, ExecProcessRequest, GetIPTablesRequest, GetIPTablesResponse, GetMetricsRequest, GetOOMEventRequest,
-    GuestDetailsRequest, GuestDetailsResponse, Interfaces, ListInterfacesRequest, ListRoutesRequest, MemAgentCompactConfig,
-    MemAgentMemcgConfig, MemHotplugByProbeRequest, Metrics, OOMEvent, OnlineCPUMemRequest, PauseContainerRequest, ReadStreamRequest,
-    ReadStreamResponse, RemoveContainerRequest, RemoveStaleVirtiofsShareMountsRequest, ReseedRandomDevRequest, ResizeVolumeRequest,
-    ResumeContainerRequest, Routes, SetGuestDateTimeRequest, SetIPTablesRequest, SetIPTablesResponse, SetPolicyRequest,
-    SignalProcessRequest, StartContainerRequest, StatsContainerRequest, StatsContainerResponse, TtyWinResizeRequest,
-    UpdateContainerRequest, UpdateEphemeralMountsRequest, UpdateInterfaceRequest, UpdateRoutesRequest, VolumeStatsRequest,
-    WaitProcessRequest, WaitProcessResponse, WriteStreamRequest, WriteStreamResponse,
+    DestroySandboxRequest, ExecProcessRequest, GetDiagnosticDataRequest, GetDiagnosticDataResponse, GetIPTablesRequest,
+    GetIPTablesResponse, GetMetricsRequest, GetOOMEventRequest, GuestDetailsRequest, GuestDetailsResponse, Interfaces,
+    ListInterfacesRequest, ListRoutesRequest, MemAgentCompactConfig, MemAgentMemcgConfig, MemHotplugByProbeRequest, Metrics, OOMEvent,
+    OnlineCPUMemRequest, PauseContainerRequest, ReadStreamRequest, ReadStreamResponse, RemoveContainerRequest,
+    RemoveStaleVirtiofsShareMountsRequest, ReseedRandomDevRequest, ResizeVolumeRequest, ResumeContainerRequest, Routes,
+    SetGuestDateTimeRequest, SetIPTablesRequest, SetIPTablesResponse, SetPolicyRequest, SignalProcessRequest, StartContainerRequest,
+    StatsContainerRequest, StatsContainerResponse, TtyWinResizeRequest, UpdateContainerRequest, UpdateEphemeralMountsRequest,
+    UpdateInterfaceRequest, UpdateRoutesRequest, VolumeStatsRequest, WaitProcessRequest, WaitProcessResponse, WriteStreamRequest,
+    WriteStreamResponse,
 };
 use peerpods_protos::csi::VolumeStatsResponse;
 use peerpods_protos::health::health_check_response::ServingStatus;
@@ -47,6 +48,8 @@ const DEFAULT_READ_BYTES: u32 = 32 * 1024;
 const OOM_POLL: Duration = Duration::from_millis(500);
 /// gRPC's version of the health service, as kata-agent has it.
 const HEALTH_VERSION: &str = "0.0.1";
+/// The only diagnostic data there is.
+const TERMINATION_LOG: &str = "termination_log";
 const STORAGE_HANDLERS: [&str; 4] = ["bind", "ephemeral", "image_guest_pull", "local"];
 
 impl Service {
@@ -268,6 +271,16 @@ impl agent_ttrpc::AgentService for Service {
             // Either way the next turn finds out.
             let _ = tokio::time::timeout(OOM_POLL, self.agent.oom_events.added()).await;
         }
+    }
+
+    async fn get_diagnostic_data(&self, _: &TtrpcContext, request: GetDiagnosticDataRequest) -> ttrpc::Result<GetDiagnosticDataResponse> {
+        if request.log_type != TERMINATION_LOG {
+            return Err(Failure::invalid(format!("there is no diagnostic data of type {:?}", request.log_type)).into());
+        }
+        let message = self.container(&request.container_id)?.termination_message();
+        let mut response = GetDiagnosticDataResponse::new();
+        response.data = message.map_err(|error| Failure::because("reading the termination log", &error))?;
+        Ok(response)
     }
 
     /// Nothing to bring online: a pod VM has its size from the start.

@@ -1,8 +1,8 @@
 //! From the agent protocol's OCI messages to the OCI runtime specification.
 //!
 //! Only the form changes here; what the guest insists on is added by `confine`. In protobuf an absent number is 0 and an absent
-//! text is empty, so those become absent members. Seccomp, SELinux, AppArmor and hooks are not carried over: the shims remove
-//! them for peer pods, and the guest has none of the three.
+//! text is empty, so those become absent members. SELinux, AppArmor and hooks are not carried over: the guest has neither of the
+//! first two, and hooks would be programs of the node.
 
 use oci_spec::runtime::{Process, Spec};
 use peerpods_protos::oci;
@@ -139,6 +139,26 @@ fn linux_value(from: &oci::Linux) -> Value {
         ("rootfsPropagation", text(&from.RootfsPropagation)),
         ("maskedPaths", list(&from.MaskedPaths, |path| path.clone().into())),
         ("readonlyPaths", list(&from.ReadonlyPaths, |path| path.clone().into())),
+        ("seccomp", from.Seccomp.as_ref().filter(|profile| !profile.DefaultAction.is_empty()).map(seccomp_value)),
+    ])
+}
+
+fn seccomp_value(from: &oci::LinuxSeccomp) -> Value {
+    let argument = |argument: &oci::LinuxSeccompArg| json!({ "index": argument.Index, "value": argument.Value, "valueTwo": argument.ValueTwo, "op": argument.Op });
+    let rule = |rule: &oci::LinuxSyscall| {
+        let errno = rule.has_errnoret().then(|| rule.errnoret().into());
+        object([
+            ("names", Some(rule.Names.clone().into())),
+            ("action", Some(rule.Action.clone().into())),
+            ("errnoRet", errno),
+            ("args", list(&rule.Args, argument)),
+        ])
+    };
+    object([
+        ("defaultAction", Some(from.DefaultAction.clone().into())),
+        ("architectures", list(&from.Architectures, |name| name.clone().into())),
+        ("flags", list(&from.Flags, |name| name.clone().into())),
+        ("syscalls", list(&from.Syscalls, rule)),
     ])
 }
 

@@ -24,7 +24,7 @@ struct Entry {
     home: String,
 }
 
-/// Replaces the marks in a process's user, and sets `HOME` where it is not set.
+/// Replaces the marks in a process's user.
 pub(crate) fn resolve(root: &Path, image_user: &str, process: &mut Process) -> Result<(), Failure> {
     let passwd = passwd(&read(root, "etc/passwd"));
     let mut user = process.user().clone();
@@ -61,14 +61,13 @@ pub(crate) fn resolve(root: &Path, image_user: &str, process: &mut Process) -> R
         }
         user.set_additional_gids(Some(gids));
     }
-    let home = own.map(|entry| entry.home.as_str()).filter(|home| !home.is_empty()).unwrap_or("/").to_owned();
     process.set_user(user);
-    let mut env = process.env().clone().unwrap_or_default();
-    if !env.iter().any(|variable| variable.starts_with("HOME=")) {
-        env.push(format!("HOME={home}"));
-        process.set_env(Some(env));
-    }
     Ok(())
+}
+
+/// The home of a user by the text of a passwd file; `/` for one who is not in it.
+pub(crate) fn home(text: &str, uid: u32) -> String {
+    passwd(text).into_iter().find(|entry| entry.uid == uid).map_or_else(|| "/".to_owned(), |entry| entry.home)
 }
 
 /// A file of the image, found as the container would find it; one that is not there is empty, and so is one that is no text.
@@ -84,12 +83,16 @@ fn read(root: &Path, path: &str) -> String {
     open().unwrap_or_default()
 }
 
-/// `name:password:uid:gid:gecos:home:shell`; other lines are passed over.
+/// `name:password:uid:gid:gecos:home:shell`, of which the last three may be missing; other lines are passed over. moby takes numbers
+/// that are none for 0, which would make a root of a user by a slip.
 fn passwd(text: &str) -> Vec<Entry> {
     let entry = |line: &str| {
         let fields: Vec<&str> = line.trim().split(':').collect();
-        let [name, _, uid, gid, _, home, ..] = fields[..] else { return None };
-        Some(Entry { name: name.to_owned(), uid: uid.parse().ok()?, gid: gid.parse().ok()?, home: home.to_owned() })
+        let [name, _, uid, gid, ref rest @ ..] = fields[..] else { return None };
+        let home = rest.get(1).copied().unwrap_or_default();
+        let is_comment = name.starts_with('#');
+        let entry = Entry { name: name.to_owned(), uid: uid.parse().ok()?, gid: gid.parse().ok()?, home: home.to_owned() };
+        (!is_comment).then_some(entry)
     };
     text.lines().filter_map(entry).collect()
 }
@@ -120,26 +123,30 @@ mod tests {
         root
     }
 
-    fn resolved(image_user: &str, uid: u32, gid: u32, gids: &[u32]) -> Result<(u32, u32, Vec<u32>, Vec<String>), Failure> {
+    fn resolved(image_user: &str, uid: u32, gid: u32, gids: &[u32]) -> Result<(u32, u32, Vec<u32>), Failure> {
         let root = image();
         let user = UserBuilder::default().uid(uid).gid(gid).additional_gids(gids.to_vec()).build().unwrap();
-        let mut process = ProcessBuilder::default().user(user).env(vec!["A=b".to_owned()]).build().unwrap();
+        let mut process = ProcessBuilder::default().user(user).build().unwrap();
         resolve(root.path(), image_user, &mut process)?;
         let user = process.user();
-        Ok((user.uid(), user.gid(), user.additional_gids().clone().unwrap_or_default(), process.env().clone().unwrap_or_default()))
+        Ok((user.uid(), user.gid(), user.additional_gids().clone().unwrap_or_default()))
     }
 
     #[test]
-    fn the_images_user_has_the_images_groups_and_home() {
-        let (uid, gid, gids, env) = resolved("app", FROM_IMAGE, FROM_IMAGE, &[FROM_IMAGE]).unwrap();
-        assert_eq!((uid, gid, gids), (1234, 1235, vec![1235, 29, 44]));
-        assert_eq!(env, ["A=b", "HOME=/home/app"]);
+    fn the_images_user_has_the_images_groups() {
+        assert_eq!(resolved("app", FROM_IMAGE, FROM_IMAGE, &[FROM_IMAGE]).unwrap(), (1234, 1235, vec![1235, 29, 44]));
         assert_eq!(resolved("app:staff", FROM_IMAGE, FROM_IMAGE, &[]).unwrap().1, 50);
     }
 
     #[test]
+    fn homes_are_found_by_number() {
+        let text = "# comment:x:7:7::/c\nroot:x:0:0:root:/root:/bin/sh\nshort:x:5:5\nbad:x:zero:0::/bad\n";
+        assert_eq!([0, 5, 7, 9].map(|uid| home(text, uid)), ["/root", "", "/", "/"]);
+    }
+
+    #[test]
     fn plain_numbers_are_left_alone_and_unknown_names_are_named() {
-        assert_eq!(resolved("app", 1, 2, &[3]).unwrap(), (1, 2, vec![3], vec!["A=b".to_owned(), "HOME=/".to_owned()]));
+        assert_eq!(resolved("app", 1, 2, &[3]).unwrap(), (1, 2, vec![3]));
         assert_eq!(resolved("app", 77, FROM_IMAGE, &[]).unwrap().1, 0);
         assert!(resolved("nobody", FROM_IMAGE, 0, &[]).unwrap_err().message().contains("nobody"));
         assert!(resolved("app:none", FROM_IMAGE, FROM_IMAGE, &[]).unwrap_err().message().contains("none"));

@@ -23,6 +23,7 @@ mod boot;
 mod console;
 mod init;
 mod scratch;
+mod seccomp;
 
 use std::process::ExitCode;
 
@@ -33,7 +34,7 @@ fn main() -> ExitCode {
         Some(role) if role == "agent" => agent::main(),
         Some(role) if role == "runner" => {
             let_writers_of_closed_pipes_end();
-            peerpods_agent::runner::main(arguments)
+            peerpods_agent::runner::main(arguments, seccomp::load)
         }
         _ if std::process::id() == 1 => init::main(),
         _ => {

@@ -15,7 +15,7 @@ use ttrpc::Code;
 use super::Agent;
 use crate::confine::{self, PidNamespace, Placement};
 use crate::container::{self, Container, Parts};
-use crate::failure::{Failure, chain};
+use crate::failure::{Failure, chain, text};
 use crate::oom::OomWatch;
 use crate::process::Process;
 use crate::runner::PAUSE;
@@ -95,17 +95,26 @@ async fn build(
             spec.set_process(Some(process));
         }
         let cwd = spec.process().as_ref().map(|process| process.cwd().clone()).unwrap_or_default();
-        ensure_folder(&parts.rootfs(), &cwd).map_err(|error| Failure::because("making the working directory", &error))?;
+        // Before the root becomes read-only; below a mount the runner makes it.
+        ensure_folder(&parts.rootfs(), &cwd).map_err(|error| Failure::not_created(&format!("error during container init: {error}")))?;
     }
     confine::place(&mut spec, &placement, &agent.grants).map_err(bad_spec)?;
+    let capabilities = spec.process().as_ref().and_then(|process| process.capabilities().clone());
+    let mut process = spec.process().clone().unwrap_or_default();
+    let confinement = confine::take_confinement(&mut process);
+    spec.set_process(Some(process));
     fs::create_dir_all(&parts.bundle).map_err(|error| Failure::because("making the bundle", &error))?;
     spec.save(parts.bundle.join("config.json")).map_err(bad_spec)?;
+    if let Some(mut process) = spec.process().clone() {
+        process.set_capabilities(capabilities);
+        spec.set_process(Some(process));
+    }
 
     let terminal = from.Process.as_ref().is_some_and(|process| process.Terminal) && !is_pause;
     let oom = Arc::new(OomWatch::new(&parts.id, parts.cgroup.clone(), agent.oom_events.clone()));
     let watch = oom.clone();
-    let init = Process::build(&agent.config.runner, parts.create_command(terminal), move || watch.check()).await;
-    let init = init.map_err(Failure::internal)?;
+    let init = Process::build(&agent.config.runner, parts.create_command(terminal, confinement), move || watch.check()).await;
+    let init = init.map_err(|reason| Failure::not_created(&reason))?;
     if let Some(process) = from.Process.as_ref() {
         container::set_size(&init, process);
     }
@@ -210,22 +219,22 @@ fn bind(source: &Path, destination: &Path, options: &[&str]) -> Result<Mount, oc
     MountBuilder::default().destination(destination).source(source).typ("bind").options(options).build()
 }
 
-/// Makes a folder of the container's root as the container would see it: its links lead to places in the root.
-fn ensure_folder(root: &Path, folder: &Path) -> io::Result<()> {
-    let root = rustix::fs::open(root, OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty())?;
+/// Makes a folder of the container's root as the container would see it: its links lead to places in the root. What does not work is
+/// told as runc tells it.
+fn ensure_folder(root: &Path, folder: &Path) -> Result<(), String> {
+    let failed = |path: &Path, error: Errno| format!("mkdir {}: {}", path.display(), text(error));
     let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
+    let root = rustix::fs::open(root, flags, Mode::empty()).map_err(|error| failed(root, error))?;
     let open = |path: &Path| rustix::fs::openat2(&root, path, flags, Mode::empty(), ResolveFlags::IN_ROOT | ResolveFlags::NO_MAGICLINKS);
     let mut path = PathBuf::from("/");
-    let mut parent = open(&path)?;
-    for name in folder.strip_prefix("/").map_err(|_| io::Error::from(io::ErrorKind::InvalidInput))? {
+    let mut parent = open(&path).map_err(|error| failed(&path, error))?;
+    for name in folder.strip_prefix("/").map_err(|_| format!("Cwd {} is no absolute path", folder.display()))? {
         path.push(name);
-        parent = match open(&path) {
-            Err(Errno::NOENT) => {
-                rustix::fs::mkdirat(&parent, name, Mode::from_raw_mode(0o755))?;
-                open(&path)?
-            }
-            result => result?,
+        let opened = match open(&path) {
+            Err(Errno::NOENT) => rustix::fs::mkdirat(&parent, name, Mode::from_raw_mode(0o755)).and_then(|()| open(&path)),
+            result => result,
         };
+        parent = opened.map_err(|error| failed(&path, error))?;
     }
     Ok(())
 }

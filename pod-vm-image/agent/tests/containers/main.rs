@@ -3,10 +3,13 @@
 //! The program is its own runner. It needs root, and busybox at `/usr/bin/busybox` for the root filesystems. Tests run one after
 //! the other in a mount namespace of the program's own, with a fresh `/run`.
 
+mod confinement;
 mod lifecycle;
 mod limits;
 mod processes;
 mod recorded;
+#[path = "../../../guest/src/seccomp.rs"]
+mod seccomp;
 mod volumes;
 mod world;
 
@@ -44,11 +47,17 @@ const TESTS: &[(&str, Test)] = tests![
     processes::signals_reach_their_process,
     processes::containers_share_what_the_pod_shares,
     processes::users_and_capabilities_are_as_asked,
+    confinement::seccomp_profiles_hold_for_all_processes,
+    confinement::profiles_that_cannot_be_applied_are_refused,
+    confinement::capabilities_are_exactly_those_asked_for,
+    confinement::processes_begin_as_with_runc,
+    confinement::programs_that_cannot_run_are_told_as_by_runc,
     limits::memory_limit_ends_in_an_oom_event,
     limits::statistics_and_updates_are_the_cgroups,
     limits::paused_containers_stand_still,
     volumes::copied_files_appear_and_change,
     volumes::volumes_are_shared_and_last,
+    volumes::termination_message_is_told,
     volumes::mounts_from_elsewhere_are_refused,
     recorded::recorded_requests_are_accepted,
 ];
@@ -56,7 +65,7 @@ const TESTS: &[(&str, Test)] = tests![
 fn main() -> ExitCode {
     let mut args = std::env::args_os().skip(1).peekable();
     if args.next_if(|arg| arg == "runner").is_some() {
-        return peerpods_agent::runner::main(args);
+        return peerpods_agent::runner::main(args, seccomp::load);
     }
     let args: Vec<String> = args.map(OsString::into_string).filter_map(Result::ok).collect();
     if args.iter().any(|arg| arg == "--list") {

@@ -66,7 +66,9 @@ pub(crate) async fn execs_report_codes_and_missing_programs() -> Result<()> {
     match pod.exec("c1", "e5", process(&["/no/such/binary"])).await {
         Err(ttrpc::Error::RpcStatus(status)) => {
             ensure!(status.code.enum_value_or_default() == Code::INTERNAL);
-            ensure!(status.message.contains("the file /no/such/binary was not found"), "{}", status.message);
+            let expected = "OCI runtime exec failed: exec failed: unable to start container process: \
+                exec: \"/no/such/binary\": stat /no/such/binary: no such file or directory";
+            ensure!(status.message == expected, "{}", status.message);
         }
         other => bail!("{other:?}"),
     }

@@ -3,7 +3,7 @@
 use std::path::Path;
 
 use anyhow::{Context as _, Result, bail, ensure};
-use peerpods_protos::agent::CreateContainerRequest;
+use peerpods_protos::agent::{CreateContainerRequest, GetDiagnosticDataRequest};
 use ttrpc::Code;
 
 use crate::world::{Pod, SANDBOX, SHARE, mount_entry, rpc, shell, storage};
@@ -58,6 +58,22 @@ pub(crate) async fn volumes_are_shared_and_last() -> Result<()> {
     pod.run(&request("c2", "cat /cache/f /mem/f /dev/shm/f; stat -c %g /cache/f")?).await?;
     let ended = pod.finish("c2", "").await?;
     ensure!(ended.stdout == "a\nb\nc\n2000\n", "{ended:?}");
+    pod.destroy().await
+}
+
+pub(crate) async fn termination_message_is_told() -> Result<()> {
+    let pod = Pod::start().await?;
+    let log = pod.copy("c1-0123456789abcdef-termination-log", 0o100_666, b"").await?;
+    let request = shell("c1", "printf 'the disk is on fire' > /dev/termination-log; exit 3");
+    pod.run(&with_mount(request, "/dev/termination-log", &log, "bind", &["rbind", "rprivate", "rw"])?).await?;
+    ensure!(pod.finish("c1", "").await?.status == 3);
+    let mut asked = GetDiagnosticDataRequest::new();
+    (asked.log_type, asked.container_id) = ("termination_log".to_owned(), "c1".to_owned());
+    ensure!(pod.rpc.get_diagnostic_data(rpc(), &asked).await?.data == b"the disk is on fire");
+    asked.container_id = SANDBOX.to_owned();
+    ensure!(pod.rpc.get_diagnostic_data(rpc(), &asked).await?.data.is_empty(), "the pause container has none");
+    asked.log_type = "else".to_owned();
+    ensure!(pod.rpc.get_diagnostic_data(rpc(), &asked).await.is_err());
     pod.destroy().await
 }
 
