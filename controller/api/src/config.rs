@@ -19,7 +19,8 @@ pub use controller::{ControllerConfig, ProviderConfig, ProviderKind};
 pub use secret::Secret;
 
 /// Environment variables with our prefix that are not configuration: tools and tests read them, and daemons inherit them.
-const RESERVED_VARIABLES: [&str; 4] = ["PEERPODS_BINARIES", "PEERPODS_DEBIAN_ARCHIVE", "PEERPODS_IMAGE", "PEERPODS_VECTORS"];
+const RESERVED_VARIABLES: [&str; 5] =
+    ["PEERPODS_BINARIES", "PEERPODS_CONTAINERD", "PEERPODS_DEBIAN_ARCHIVE", "PEERPODS_IMAGE", "PEERPODS_VECTORS"];
 
 /// A file larger than this is not a configuration.
 const MAX_FILE_BYTES: u64 = 1 << 20;
