@@ -2,7 +2,8 @@
 //!
 //! Every step is taken relative to a folder opened with `openat2(RESOLVE_BENEATH | RESOLVE_NO_SYMLINKS)`, so neither the request
 //! nor a symbolic link that a container made in a shared volume leads outside. Links are made as asked, replaced as a whole and
-//! never followed; devices, pipes and sockets are refused. A file is collected under a name of its own beside the shared tree and
+//! never followed; pipes, sockets and block devices are refused. A character device is a whiteout, as in an overlay: the protocol has no
+//! call that removes a file, and our own shim takes away what the node took out of a volume. A file is collected under a name of its own beside the shared tree and
 //! renamed when its last byte is there, so containers see the old file or the new one.
 
 use std::collections::HashMap;
@@ -112,6 +113,7 @@ impl FileCopier {
             }
             // Kata's Go shim sends chunks without a type.
             FileType::RegularFile | FileType::Unknown => self.add_chunk(&names.iter().collect::<PathBuf>(), parents, name, request),
+            FileType::CharacterDevice if request.data.is_empty() => self.remove(parents, name).map_err(io),
             _ => Err(CopyFileError::Type { path: request.path.clone() }),
         }
     }
@@ -168,6 +170,25 @@ impl FileCopier {
         rustix::fs::chownat(CWD, &staged, uid, gid, AtFlags::SYMLINK_NOFOLLOW)?;
         rustix::fs::renameat(CWD, &staged, parent, name).inspect_err(|_| discard(&staged))?;
         Ok(())
+    }
+
+    /// Takes a file, a link or an empty folder away; what is not there is gone already.
+    fn remove(&self, parents: &[String], name: &str) -> io::Result<()> {
+        let mut folder = rustix::fs::open(&self.base, OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty())?;
+        for parent in parents {
+            folder = match open_folder(&folder, parent) {
+                Err(Errno::NOENT) => return Ok(()),
+                result => result?,
+            };
+        }
+        let removed = match rustix::fs::unlinkat(&folder, name, AtFlags::empty()) {
+            Err(Errno::ISDIR) => rustix::fs::unlinkat(&folder, name, AtFlags::REMOVEDIR),
+            result => result,
+        };
+        match removed {
+            Ok(()) | Err(Errno::NOENT) => Ok(()),
+            Err(error) => Err(error.into()),
+        }
     }
 
     fn add_chunk(&self, key: &Path, parents: &[String], name: &str, request: &CopyFileRequest) -> Result<(), CopyFileError> {

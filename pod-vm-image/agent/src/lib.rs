@@ -17,6 +17,7 @@ mod confine;
 mod container;
 mod control;
 mod copy_file;
+mod copy_up;
 mod error;
 mod failure;
 mod launch;

@@ -20,7 +20,7 @@ use crate::oom::OomWatch;
 use crate::process::Process;
 use crate::runner::PAUSE;
 use crate::sandbox::Sandbox;
-use crate::{ImageRequest, translate, users};
+use crate::{ImageRequest, copy_up, translate, users};
 
 const GUEST_PULL: &str = "image_guest_pull";
 /// A driver option of our own shim: the digest of the image's configuration.
@@ -76,11 +76,17 @@ async fn build(
     let placement = place(agent, sandbox, request, parts)?;
 
     let (roots, others): (Vec<&Storage>, Vec<&Storage>) = request.storages.iter().partition(|storage| storage.driver == GUEST_PULL);
-    for storage in others {
+    for storage in &others {
         parts.mounts.extend(agent.volumes.ensure(storage)?);
     }
     let [root] = roots[..] else { return Err(Failure::invalid(format!("{} storages of driver {GUEST_PULL} instead of one", roots.len()))) };
     bring_root(agent, root, is_pause, parts, cancelled).await?;
+    for (storage, path) in others.iter().filter_map(|storage| Some((storage, copy_up::source(storage)?.to_owned()))) {
+        let (root, target) = (parts.rootfs(), PathBuf::from(&storage.mount_point));
+        let filled = tokio::task::spawn_blocking(move || copy_up::fill(&root, &path, &target)).await;
+        let failed = |error: &dyn std::error::Error| Failure::because("filling a volume of the image", error);
+        filled.map_err(|error| failed(&error))?.map_err(|error| failed(&error))?;
+    }
 
     for mount in spec.mounts().iter().flatten().filter(|mount| mount.typ().as_deref() == Some("bind")) {
         agent.volumes.check_source(mount.source().as_deref().unwrap_or(Path::new("")))?;

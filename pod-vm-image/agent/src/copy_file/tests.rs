@@ -132,8 +132,9 @@ fn links_are_made_but_never_followed() {
 #[test]
 fn devices_pipes_and_sockets_are_refused() {
     let (_share, copier) = copier();
-    for kind in [0o020_666, 0o060_666, 0o010_666, 0o140_666] {
-        assert!(matches!(copier.copy(&request(&copier, "d", kind, b"")), Err(CopyFileError::Type { .. })), "{kind:o}");
+    // A character device without content is a whiteout.
+    for (kind, data) in [(0o020_666, &b"x"[..]), (0o060_666, b""), (0o010_666, b""), (0o140_666, b"")] {
+        assert!(matches!(copier.copy(&request(&copier, "d", kind, data)), Err(CopyFileError::Type { .. })), "{kind:o}");
     }
 }
 
@@ -158,4 +159,26 @@ fn watched_folder_switches_atomically() {
     copy("c-conf", dir, b"");
     copy("c-conf/..v2", dir, b"");
     assert_eq!(fs::read_to_string(copier.base.join("c-conf/..v1/key")).unwrap(), "one");
+}
+
+#[test]
+fn a_whiteout_takes_away_what_is_there_and_nothing_through_a_link() {
+    const WHITEOUT: u32 = 0o020_000;
+    let (share, copier) = copier();
+    copier.copy(&request(&copier, "volume", 0o040_755, b"")).unwrap();
+    copier.copy(&request(&copier, "volume/old", 0o040_755, b"")).unwrap();
+    copier.copy(&request(&copier, "volume/old/key", 0o100_644, b"x")).unwrap();
+    assert!(copier.copy(&request(&copier, "volume/old", WHITEOUT, b"")).is_err(), "a folder that is not empty");
+    for _twice in 0..2 {
+        copier.copy(&request(&copier, "volume/old/key", WHITEOUT, b"")).unwrap();
+        copier.copy(&request(&copier, "volume/old", WHITEOUT, b"")).unwrap();
+    }
+    assert!(copier.base.join("volume").exists() && !copier.base.join("volume/old").exists());
+    fs::write(share.path().join("outside"), "x").unwrap();
+    symlink(share.path(), copier.base.join("evil")).unwrap();
+    assert!(copier.copy(&request(&copier, "evil/outside", WHITEOUT, b"")).is_err());
+    assert!(copier.copy(&request(&copier, "../outside", WHITEOUT, b"")).is_err());
+    copier.copy(&request(&copier, "evil", WHITEOUT, b"")).unwrap();
+    assert!(share.path().join("outside").exists());
+    assert!(copier.copy(&request(&copier, "volume", WHITEOUT, b"data")).is_err());
 }
