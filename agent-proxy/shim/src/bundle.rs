@@ -63,4 +63,12 @@ mod tests {
         SandboxFile { version: 2, ..file }.write(dir.path()).unwrap();
         assert!(SandboxFile::read(dir.path()).unwrap_err().to_string().contains("version 2"));
     }
+
+    #[test]
+    fn files_of_version_1_are_read() {
+        let dir = tempfile::tempdir().unwrap();
+        std::fs::write(dir.path().join(NAME), include_bytes!("../../../tests/compat/shim/v1/peerpods.json")).unwrap();
+        let file = SandboxFile::read(dir.path()).unwrap().unwrap();
+        assert_eq!((file.sandbox_id.as_str(), file.cgroup.as_deref()), ("s", Some(Path::new("/kubepods/pod1/s"))));
+    }
 }

@@ -49,7 +49,11 @@ impl From<::ttrpc::Error> for Failure {
     fn from(error: ::ttrpc::Error) -> Self {
         match error {
             ::ttrpc::Error::RpcStatus(status) => {
-                let code = Code::from_i32(status.code.value()).unwrap_or(Code::UNKNOWN);
+                // What went wrong without being anybody's fault is Unknown to containerd when it comes from runc.
+                let code = match Code::from_i32(status.code.value()) {
+                    Some(Code::INTERNAL) | None => Code::UNKNOWN,
+                    Some(code) => code,
+                };
                 Self::new(code, status.message)
             }
             other => Self::new(Code::UNAVAILABLE, other.to_string()),

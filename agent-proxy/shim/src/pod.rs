@@ -5,15 +5,17 @@
 //! termination message.
 
 use std::collections::BTreeMap;
+use std::io::Write as _;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use containerd_shim::event::Event;
 use containerd_shim_protos::events::task::{TaskExit, TaskOOM};
 use oci_spec::runtime::{LinuxNamespaceType, Spec};
-use peerpods_protos::agent::{GetOOMEventRequest, WaitProcessRequest};
+use peerpods_protos::agent::{GetDiagnosticDataRequest, GetOOMEventRequest, WaitProcessRequest};
 use peerpods_protos::agent_ttrpc::AgentServiceClient;
 use peerpods_protos::node::StartSandboxResponse;
 use peerpods_tunnel::credential::NodeKey;
@@ -21,7 +23,8 @@ use peerpods_tunnel::node::{AgentDialer, Pin};
 use peerpods_tunnel::{ResumeOptions, StreamState};
 use tokio::sync::watch;
 use tokio::task::JoinSet;
-use ttrpc::context::Context;
+use tokio::time::timeout;
+use ttrpc::context::{Context, with_duration};
 
 use crate::bundle::{SandboxFile, VERSION};
 use crate::config::Config;
@@ -49,12 +52,20 @@ pub struct Pod {
     containers: Mutex<BTreeMap<String, Arc<Container>>>,
     /// Why the pod is over, once it is.
     ended: watch::Sender<Option<String>>,
+    /// The pod VM is no longer wanted: its end is no news.
+    is_released: AtomicBool,
     tasks: Mutex<JoinSet<()>>,
     cgroup: Option<PathBuf>,
 }
 
 /// How long a pod VM is given back for.
 const STOP: Duration = Duration::from_secs(5);
+/// How long the reason for a lost session may take.
+const REASON: Duration = Duration::from_secs(2);
+const SHORT: Duration = Duration::from_secs(10);
+/// Kata's word for it.
+const TERMINATION_LOG: &str = "termination_log";
+const MAX_TERMINATION_MESSAGE: usize = 4096;
 const SANDBOX_NAME: &str = "io.kubernetes.cri.sandbox-name";
 const SANDBOX_NAMESPACE: &str = "io.kubernetes.cri.sandbox-namespace";
 const SANDBOX_UID: &str = "io.kubernetes.cri.sandbox-uid";
@@ -88,6 +99,7 @@ impl Pod {
                     events,
                     containers: Mutex::default(),
                     ended: watch::Sender::new(None),
+                    is_released: AtomicBool::new(false),
                     tasks: Mutex::new(JoinSet::new()),
                     cgroup,
                 });
@@ -151,6 +163,7 @@ impl Pod {
 
     /// Gives the pod VM back. Durable at the daemon when it succeeds; the daemon notices a dead shim by itself.
     pub async fn release(&self) {
+        self.is_released.store(true, Ordering::Relaxed);
         if let Err(error) = self.daemon.stop(&self.sandbox_id, STOP).await {
             tracing::warn!(%error, "the pod VM could not be given back; the node daemon will notice that the shim is gone");
         }
@@ -175,22 +188,27 @@ impl Pod {
         let mut request = WaitProcessRequest::new();
         request.container_id.clone_from(&process.address.container_id);
         request.exec_id.clone_from(&process.address.exec_id);
-        let mut ended = self.ended.subscribe();
-        let lost = async { ended.wait_for(Option::is_some).await.ok().and_then(|reason| reason.clone()).unwrap_or_default() };
-        let status = tokio::select! {
-            waited = self.agent.wait_process(Context::default(), &request) => match waited {
-                Ok(response) => {
-                    if let Some(streams) = process.streams() {
-                        streams.drained().await;
-                    }
-                    u32::try_from(response.status).unwrap_or(LOST)
-                }
-                Err(error) => {
-                    tracing::warn!(%error, process = process.name(), "the agent does not say how a process ended");
-                    LOST
-                }
-            },
-            reason = lost => {
+        let waited = async {
+            let waited = self.agent.wait_process(Context::default(), &request).await;
+            if waited.is_ok()
+                && let Some(streams) = process.streams()
+            {
+                streams.drained().await;
+            }
+            waited
+        };
+        let waited = tokio::select! {
+            waited = waited => waited,
+            reason = self.over() => Err(ttrpc::Error::Others(reason)),
+        };
+        let status = match waited {
+            Ok(response) => {
+                self.fetch_termination_message(container, process).await;
+                u32::try_from(response.status).unwrap_or(LOST)
+            }
+            Err(error) => {
+                // A session that ends fails this call a moment before its reason is known.
+                let reason = timeout(REASON, self.over()).await.unwrap_or_else(|_| error.to_string());
                 self.tell_loss(container, process, &reason);
                 // The tunnel may go on trying for a minute; containerd deletes nothing before it has seen the ends of the outputs.
                 process.close();
@@ -198,6 +216,26 @@ impl Pod {
             }
         };
         self.exited(container, process, status).await;
+    }
+
+    /// Waits for the end of the pod; gives the reason.
+    pub async fn over(&self) -> String {
+        let mut ended = self.ended.subscribe();
+        let reason = ended.wait_for(Option::is_some).await;
+        reason.ok().and_then(|reason| reason.clone()).unwrap_or_default()
+    }
+
+    /// What the first process left for the kubelet, in the file that the kubelet reads.
+    async fn fetch_termination_message(&self, container: &Container, process: &Process) {
+        let Some(path) = container.termination_log.as_ref().filter(|_| process.is_init()) else { return };
+        let mut request = GetDiagnosticDataRequest::new();
+        TERMINATION_LOG.clone_into(&mut request.log_type);
+        request.container_id.clone_from(&container.id);
+        match self.agent.get_diagnostic_data(with_duration(SHORT), &request).await {
+            Ok(response) if response.data.is_empty() => {}
+            Ok(response) => write_termination_message(path, &response.data),
+            Err(error) => tracing::warn!(%error, container_id = container.id, "the termination message is lost"),
+        }
     }
 
     /// Publishes the end of a process.
@@ -209,6 +247,7 @@ impl Pod {
         event.pid = std::process::id();
         event.exit_status = status;
         event.exited_at = Some(exit.at.clone()).into();
+        let _told = process.signals.write().await;
         process.state.send_replace(State::Exited(exit));
         self.publish(event).await;
     }
@@ -220,10 +259,8 @@ impl Pod {
         }
         let text = format!("peerpods: the pod VM is lost: {reason}\n");
         crate::stdio::tell(&process.stdio, &text);
-        if let Some(path) = &container.termination_log
-            && let Err(error) = std::fs::write(path, &text)
-        {
-            tracing::warn!(%error, path = %path.display(), "writing the termination message");
+        if let Some(path) = &container.termination_log {
+            write_termination_message(path, text.as_bytes());
         }
     }
 
@@ -242,7 +279,9 @@ impl Pod {
                 reason = tunnel => reason,
                 reason = pod.daemon.watch(&pod.sandbox_id) => reason,
             };
-            tracing::error!(reason, "the pod is over");
+            if !pod.is_released.load(Ordering::Relaxed) {
+                tracing::error!(reason, "the pod is over");
+            }
             pod.ended.send_replace(Some(reason));
             pod.release().await;
         });
@@ -258,6 +297,15 @@ impl Pod {
 
     fn lock(&self) -> std::sync::MutexGuard<'_, BTreeMap<String, Arc<Container>>> {
         self.containers.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// The kubelet made the file and reads at most its last 4 KiB; more than that is not the guest's to put on the node.
+fn write_termination_message(path: &Path, message: &[u8]) {
+    let message = &message[message.len().saturating_sub(MAX_TERMINATION_MESSAGE)..];
+    let written = std::fs::OpenOptions::new().write(true).truncate(true).open(path).and_then(|mut file| file.write_all(message));
+    if let Err(error) = written {
+        tracing::warn!(%error, path = %path.display(), "writing the termination message");
     }
 }
 

@@ -4,7 +4,7 @@ use std::sync::{Mutex, PoisonError};
 
 use containerd_shim_protos::protobuf::well_known_types::timestamp::Timestamp;
 use peerpods_protos::oci;
-use tokio::sync::watch;
+use tokio::sync::{RwLock, watch};
 
 use crate::failure::Failure;
 use crate::stdio::{Address, Opened, Stdio, Streams};
@@ -45,6 +45,9 @@ pub struct Process {
     pub exec: Option<oci::Process>,
     /// How it is; the owner of the change is whoever starts or supervises it.
     pub state: watch::Sender<State>,
+    /// Held for reading while a signal is on its way, for writing while the end is told: containerd hangs up once it knows of the end, and
+    /// a Kill whose answer is still to come would fail by that.
+    pub signals: RwLock<()>,
     io: Mutex<Io>,
 }
 
@@ -58,7 +61,14 @@ enum Io {
 impl Process {
     /// A process that is to be started.
     pub fn new(address: Address, stdio: Stdio, exec: Option<oci::Process>, opened: Opened) -> Self {
-        Self { address, stdio, exec, state: watch::Sender::new(State::Created), io: Mutex::new(Io::Opened(Box::new(opened))) }
+        Self {
+            address,
+            stdio,
+            exec,
+            state: watch::Sender::new(State::Created),
+            signals: RwLock::new(()),
+            io: Mutex::new(Io::Opened(Box::new(opened))),
+        }
     }
 
     /// Whether it is the container's first one.

@@ -16,7 +16,7 @@ use peerpods_protos::agent_ttrpc::AgentServiceClient;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::unix::pipe;
 use tokio::sync::watch;
-use tokio::time::sleep;
+use tokio::time::{Instant, sleep};
 use ttrpc::context::{Context, with_duration};
 
 use crate::failure::Failure;
@@ -104,8 +104,11 @@ const WRITE_BYTES: usize = 32 << 10;
 /// How long an output may give nothing after the process's end before a process that it left behind is thought to hold it.
 const QUIET: Duration = Duration::from_millis(500);
 const CALL: Duration = Duration::from_secs(60);
+/// How long containerd may take to open its end of an output.
+const READER: Duration = Duration::from_secs(10);
+const READER_PAUSE: Duration = Duration::from_millis(2);
 
-/// Opens all streams; never waits for the other side.
+/// Opens all streams; waits for the readers of the outputs, within a limit.
 pub async fn open(stdio: &Stdio) -> Result<Opened, Failure> {
     let stdin = if stdio.stdin.is_empty() { None } else { Some(open_input(&stdio.stdin)?) };
     let stderr = if stdio.terminal { Output::Nothing } else { open_output(&stdio.stderr).await? };
@@ -134,9 +137,24 @@ async fn open_output(path: &str) -> Result<Output, Failure> {
             format!("output to {path} is not supported: use a FIFO or file://"),
         ));
     }
+    let writer = open_writer(path).await.map_err(cannot)?;
     let keeper = pipe::OpenOptions::new().open_receiver(path).map_err(cannot)?;
-    let writer = pipe::OpenOptions::new().open_sender(path).map_err(cannot)?;
     Ok(Output::Fifo { writer, keeper })
+}
+
+/// Waits until containerd has opened its end, which it does in the background. A process that ended before that would leave containerd
+/// waiting for a writer for ever.
+async fn open_writer(path: &str) -> std::io::Result<pipe::Sender> {
+    let give_up = Instant::now() + READER;
+    loop {
+        match pipe::OpenOptions::new().open_sender(path) {
+            // Nobody reads yet.
+            Err(error) if error.raw_os_error() == Some(rustix::io::Errno::NXIO.raw_os_error()) && Instant::now() < give_up => {
+                sleep(READER_PAUSE).await;
+            }
+            opened => return opened,
+        }
+    }
 }
 
 impl Opened {

@@ -251,8 +251,11 @@ impl TaskService {
             kill.exec_id.clone_from(&request.exec_id);
         }
         kill.signal = request.signal;
-        pod.agent.signal_process(with_duration(SHORT), &kill).await?;
-        Ok(())
+        let _on_its_way = process.signals.read().await;
+        tokio::select! {
+            sent = pod.agent.signal_process(with_duration(SHORT), &kill) => Ok(sent.map(drop)?),
+            reason = pod.over() => Err(Failure::not_found(&format!("the pod VM of process {} ({reason})", process.name()))),
+        }
     }
 
     async fn state_of(&self, request: &StateRequest) -> Result<StateResponse, Failure> {

@@ -6,13 +6,15 @@
 //!
 //! Order is what makes an update atomic for the container: the kubelet writes a new folder and then switches the link `..data` to it,
 //! and so do we: all folders and files first, `..data` next, other links last, then what is gone is taken away. The protocol has no call
-//! for that; our agent takes a whiteout, another one refuses it once and is not asked again.
+//! for that; our agent takes a whiteout, one that does not is asked once and no more.
 //!
 //! [`Limits`] keep a folder of the node from filling the guest's memory. A failed copy fails the container's creation; a failed update
 //! is logged and tried again. Nothing is kept on disk: a new shim process has no containers to update.
 
 mod copy;
 mod look;
+#[cfg(test)]
+mod tests;
 mod tree;
 mod watch;
 
