@@ -29,7 +29,7 @@ pub struct Snapshotter {
 
 /// containerd's way to say which layer an unpacked snapshot will be.
 const TARGET: &str = "containerd.io/snapshot.ref";
-/// Only labels of this prefix, and names, are kept; containerd keeps all others itself.
+/// containerd sets a handful.
 const LABELS_LIMIT: usize = 64;
 /// Snapshots in one message of a list.
 const PAGE: usize = 100;

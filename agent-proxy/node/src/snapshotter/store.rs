@@ -244,4 +244,15 @@ mod tests {
         assert!(Store::open(dir.path()).unwrap_err().to_string().contains("version 2"));
         assert_eq!(fs::read_dir(dir.path().join("records")).unwrap().count(), 1);
     }
+
+    #[test]
+    fn files_of_version_1_are_read() {
+        let dir = tempfile::tempdir().unwrap();
+        fs::create_dir(dir.path().join("records")).unwrap();
+        let bytes = include_bytes!("../../../../tests/compat/snapshots/v1/layer.json");
+        fs::write(dir.path().join("records/x.json"), bytes).unwrap();
+        let store = Store::open(dir.path()).unwrap();
+        let layer = store.get("sha256:aa").unwrap();
+        assert_eq!((layer.kind, layer.parent.as_str()), (Kind::Committed, "sha256:00"));
+    }
 }
