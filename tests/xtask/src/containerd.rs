@@ -113,5 +113,5 @@ fn archive() -> Result<String, String> {
     let targets = output(list.args(["indextargets", "--format", "$(REPO_URI) $(COMPONENT)", "Created-By: Packages"]))?;
     let uris = targets.lines().filter_map(|line| line.strip_suffix(" main"));
     let found = uris.map(|uri| uri.trim_end_matches('/')).find(|uri| uri.ends_with("/debian"));
-    Ok(found.unwrap_or("http://deb.debian.org/debian").to_owned())
+    found.map(str::to_owned).ok_or_else(|| "apt on this machine names no Debian archive: run `apt-get update`, then try again".to_owned())
 }
