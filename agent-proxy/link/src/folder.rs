@@ -32,6 +32,9 @@ pub struct LinkFile {
     pub node_key: PathBuf,
     /// Where shims connect.
     pub socket: PathBuf,
+    /// The pod's network namespace on the node, whose local connections are forwarded; `None`: they are not.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub netns: Option<PathBuf>,
 }
 
 /// What the link is doing.

@@ -9,7 +9,7 @@ use std::time::Duration;
 use anyhow::{Context as _, Result, bail};
 use clap::Parser;
 use peerpods_link::folder::{self, LinkFile, LinkStatus, ProcessIdentity};
-use peerpods_link::{TunnelDialer, serve};
+use peerpods_link::{TunnelDialer, forward, serve};
 use tokio::net::UnixListener;
 use tokio::signal::unix::{SignalKind, signal};
 
@@ -64,6 +64,7 @@ async fn serve_folder(dir: &Path, file: &LinkFile, dialer: TunnelDialer) -> Resu
     let mut terminate = signal(SignalKind::terminate()).context("listening for SIGTERM")?;
     status.write(dir)?;
     tracing::info!(sandbox_id = file.sandbox_id, instance_id = file.instance_id, address = %file.address, "serving the agent socket");
+    let forwarding = forward::serve(file.netns.clone(), dialer.agent_dialer().clone());
     let lost = {
         let status = &mut status;
         let serving = serve(listener, Arc::new(dialer), move |counts| {
@@ -76,6 +77,7 @@ async fn serve_folder(dir: &Path, file: &LinkFile, dialer: TunnelDialer) -> Resu
         });
         tokio::select! {
             reason = serving => Some(reason),
+            () = forwarding => None,
             _ = terminate.recv() => { tracing::info!("SIGTERM"); None }
             () = folder_gone(dir) => { tracing::info!("the folder is gone"); None }
         }

@@ -38,6 +38,11 @@ pub enum KeyError {
 }
 
 impl TunnelDialer {
+    /// What it dials with.
+    pub fn agent_dialer(&self) -> &AgentDialer {
+        &self.0
+    }
+
     /// A dialer for that pod VM with the key that the file names.
     pub fn new(file: &LinkFile) -> Result<Self, KeyError> {
         let path = &file.node_key;

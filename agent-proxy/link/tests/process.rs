@@ -18,6 +18,7 @@ fn link_file(dir: &Path) -> LinkFile {
         pin: Pin([0xab; 32]),
         node_key: dir.join("node-key.pem"),
         socket: dir.join(folder::SOCKET),
+        netns: None,
     }
 }
 

@@ -8,6 +8,7 @@
 //! CNI plugins know nothing of this: they give the pod an interface on the node, and every frame that reaches it is
 //! carried to the VM as it is, ARP included. [`node`] reads the pod's interface and wires the node's end; [`guest`]
 //! wires the VM's end from the [`PodNetwork`] that the node sends with Bind. All of it is rtnetlink, without processes.
+//! [`forward`] is for what CNI does not carry: connections that somebody on the node makes to the pod's loopback.
 //!
 //! Everything is kernel state and can be read back, so this crate keeps no state: `ensure` makes what is missing or
 //! wrong, `remove` deletes what is there, and both may be repeated after a failure, a cancellation or a restart at any
@@ -19,6 +20,7 @@ compile_error!("network namespaces are Linux's");
 mod address;
 mod bpf;
 mod error;
+pub mod forward;
 pub mod guest;
 mod link;
 mod netlink;
@@ -26,6 +28,7 @@ mod netns;
 pub mod node;
 mod pod;
 mod route;
+mod steer;
 mod traffic;
 
 pub use address::{InvalidAddress, Ipv4Net, MacAddress};

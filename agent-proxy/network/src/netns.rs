@@ -53,19 +53,23 @@ impl Netns {
 
     /// A netlink socket inside.
     pub(crate) async fn netlink(&self) -> Result<Netlink, NetworkError> {
-        let opened = match self.file.try_clone() {
-            Ok(file) => {
-                let runtime = Handle::current();
-                let enter_and_open = move || {
-                    setns(file, CloneFlags::CLONE_NEWNET)?;
-                    let _context = runtime.enter();
-                    Netlink::here()
-                };
-                on_thread(enter_and_open).await.and_then(|opened| opened)
-            }
-            Err(error) => Err(error),
-        };
-        opened.map_err(|source| NetworkError::EnterNetns { path: self.path.clone(), source })
+        let runtime = Handle::current();
+        let opened = self.run(move || {
+            let _context = runtime.enter();
+            Netlink::here()
+        });
+        opened.await.map_err(|source| NetworkError::EnterNetns { path: self.path.clone(), source })
+    }
+
+    /// Runs `work` inside, on a thread of its own.
+    pub(crate) async fn run<T: Send + 'static>(&self, work: impl FnOnce() -> io::Result<T> + Send + 'static) -> io::Result<T> {
+        let file = self.file.try_clone()?;
+        on_thread(move || {
+            setns(file, CloneFlags::CLONE_NEWNET)?;
+            work()
+        })
+        .await
+        .and_then(|done| done)
     }
 
     /// For netlink attributes that name a namespace by descriptor; valid while `self` is.

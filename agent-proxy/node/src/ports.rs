@@ -139,6 +139,8 @@ pub struct LinkSpec {
     pub address: IpAddr,
     /// Its key.
     pub pin: Pin,
+    /// The pod's network namespace on the node; `None` for pods in the node's own.
+    pub netns: Option<PathBuf>,
 }
 
 /// How a link is.

@@ -38,6 +38,7 @@ fn spec() -> LinkSpec {
         instance_id: "i-1".to_owned(),
         address: IpAddr::from([127, 0, 0, 1]),
         pin: Pin([7; 32]),
+        netns: None,
     }
 }
 

@@ -89,7 +89,7 @@ impl Pod {
             }
         }
         match connect(&daemon, &wish, &config).await {
-            Ok((agent, state, endpoint)) => {
+            Ok(Connected { agent, dialer, state, endpoint }) => {
                 let pod = Arc::new(Self {
                     sandbox_id: sandbox_id.to_owned(),
                     agent,
@@ -104,6 +104,7 @@ impl Pod {
                     cgroup,
                 });
                 pod.watch(state);
+                pod.spawn(peerpods_link::forward::serve(Some(wish.netns.into()), dialer));
                 Ok(pod)
             }
             Err(failure) => {
@@ -334,7 +335,13 @@ fn wish(sandbox_id: &str, spec: &Spec) -> Result<SandboxWish, Failure> {
     })
 }
 
-type Connected = (AgentServiceClient, watch::Receiver<StreamState>, StartSandboxResponse);
+/// A pod VM and the way to it.
+struct Connected {
+    agent: AgentServiceClient,
+    dialer: AgentDialer,
+    state: watch::Receiver<StreamState>,
+    endpoint: StartSandboxResponse,
+}
 
 async fn connect(daemon: &Daemon, wish: &SandboxWish, config: &Config) -> Result<Connected, Failure> {
     daemon.create(wish).await?;
@@ -343,12 +350,13 @@ async fn connect(daemon: &Daemon, wish: &SandboxWish, config: &Config) -> Result
     let address: SocketAddr = endpoint.address.parse().map_err(|_| bad("address"))?;
     let pin = Pin::try_from(endpoint.pin.clone()).map_err(|_| bad("pin"))?;
     let key = NodeKey::from_pem(&endpoint.node_key_pem).map_err(|_| bad("key"))?;
-    let stream = AgentDialer::new(address, key, pin, ResumeOptions::default())
+    let dialer = AgentDialer::new(address, key, pin, ResumeOptions::default());
+    let stream = dialer
         .connect()
         .await
         .map_err(|error| Failure::because(&format!("open a session with the agent of {}", endpoint.instance_id), &error))?;
     let state = stream.state();
     let client = ttrpc::asynchronous::Client::new(ttrpc::asynchronous::transport::Socket::new(stream));
     tracing::info!(instance_id = endpoint.instance_id, %address, "connected to the pod VM");
-    Ok((AgentServiceClient::new(client), state, endpoint))
+    Ok(Connected { agent: AgentServiceClient::new(client), dialer, state, endpoint })
 }

@@ -2,6 +2,7 @@
 //!
 //! A pod VM boots anonymous. [`node::bind`] connects, checks the evidence through the caller's closure and gives the VM its
 //! pod; from then on [`node::AgentDialer`] opens [`AgentStream`]s to the VM's pinned key, and [`guest::GuestEndpoint`] serves both.
+//! A stream is for the agent, or, by [`forward`], for one TCP port of the pod.
 //! An [`AgentStream`] survives cut connections: bytes are replayed over a new one, and neither lost nor doubled.
 //! If a process at either end died it fails with a typed [`SessionLost`], and never restarts silently.
 //!
@@ -9,6 +10,7 @@
 
 mod bind;
 pub mod credential;
+pub mod forward;
 pub mod guest;
 pub mod node;
 mod resume;

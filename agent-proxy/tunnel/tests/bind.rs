@@ -184,7 +184,7 @@ async fn relay_between_node_and_vm_cannot_pass_the_evidence_on() {
 async fn client_without_certificate_is_refused_with_an_alert() {
     let world = World::new();
     let mut vm = PodVm::boot(&world.ca).await;
-    for alpn in ["peerpods-bind/1", "peerpods-agent/1"] {
+    for alpn in ["peerpods-bind/1", "peerpods-agent/1", "peerpods-forward/1"] {
         let error = world::raw::connect(vm.addr, alpn, None).await.unwrap_err();
         assert!(error.to_string().contains("CertificateRequired"), "{alpn}: {error}");
     }
@@ -196,7 +196,7 @@ async fn client_without_certificate_is_refused_with_an_alert() {
 async fn unknown_service_is_refused_with_an_alert() {
     let world = World::new();
     let vm = PodVm::boot(&world.ca).await;
-    for (alpn, alert) in [("peerpods-forward/1", "NoApplicationProtocol"), ("h2", "NoApplicationProtocol"), ("", "AccessDenied")] {
+    for (alpn, alert) in [("peerpods-bind/0", "NoApplicationProtocol"), ("h2", "NoApplicationProtocol"), ("", "AccessDenied")] {
         let error = world::raw::connect(vm.addr, alpn, Some(&world.credential())).await.unwrap_err();
         assert!(error.to_string().contains(alert), "{alpn}: {error}");
     }

@@ -9,6 +9,7 @@
 //! machine serves one pod and is deleted.
 
 mod cdh_config;
+mod forwarding;
 mod isolation;
 mod logs;
 mod pod;
@@ -81,13 +82,14 @@ async fn run() -> Result<()> {
     console::event_with("listening", u64::from(address.1));
     tokio::select! {
         result = endpoint.serve(listener) => result.context("serve the guest channel"),
-        () = serve_streams(streams, bound) => Ok(()),
+        () = serve_agents(streams.agents, bound) => Ok(()),
+        () = forwarding::serve(streams.forwards) => Ok(()),
         _ = terminate.recv() => Ok(()),
     }
 }
 
 /// Gives every agent stream to the agent, each in a task of this function's.
-async fn serve_streams(mut streams: mpsc::Receiver<AgentStream>, bound: BoundAgent) {
+async fn serve_agents(mut streams: mpsc::Receiver<AgentStream>, bound: BoundAgent) {
     let mut connections = JoinSet::new();
     loop {
         tokio::select! {

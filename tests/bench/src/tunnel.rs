@@ -114,7 +114,7 @@ impl Ends {
             agent_keys: vec![agent_key.spki_sha256_hex()],
         };
         let bound = bind(address, "i-bench", &Credential { chain, key }, &request, |_| Ok(()), Duration::from_secs(20)).await?;
-        Ok(Self { dialer: AgentDialer::new(address, agent_key, bound.pin, ResumeOptions::default()), streams })
+        Ok(Self { dialer: AgentDialer::new(address, agent_key, bound.pin, ResumeOptions::default()), streams: streams.agents })
     }
 
     async fn stream(&mut self) -> Result<(AgentStream, AgentStream)> {

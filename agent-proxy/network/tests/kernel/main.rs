@@ -5,6 +5,7 @@
 
 #![allow(clippy::unwrap_used, reason = "clippy.toml allows it in tests, but not in what they share")]
 
+mod forward;
 mod frame;
 mod guards;
 mod lifecycle;

@@ -261,6 +261,7 @@ impl Driver {
             instance_id: vm.instance_id.clone(),
             address: vm.address,
             pin: vm.pin,
+            netns: self.ledger.read(|record| record.netns.clone()),
         };
         let done = self.context.ports.links.ensure(&spec).await;
         done.map_err(|error| StepError::Retry { during: "start the link", cause: error.to_string() })

@@ -99,6 +99,7 @@ impl Links for LinkProcesses {
             pin: spec.pin,
             node_key: self.node_key.clone(),
             socket: self.socket(&spec.sandbox_id),
+            netns: spec.netns.clone(),
         };
         file.write(&dir).map_err(|error| LinkTrouble(chain(&error)))?;
         let mut child = self.spawn(&dir)?;

@@ -9,15 +9,17 @@ use tokio::sync::OwnedSemaphorePermit;
 use tokio::time::{Instant, timeout_at};
 use tokio_rustls::LazyConfigAcceptor;
 
-use super::agents::Agents;
 use super::binding::Binding;
-use crate::tls::{ALPN_AGENT, ALPN_BIND, TlsStream, prepare};
+use super::sessions::Sessions;
+use crate::tls::{ALPN_AGENT, ALPN_BIND, ALPN_FORWARD, TlsStream, prepare};
 
 /// What all connections of an endpoint share.
 pub(super) struct Services {
     pub(super) binding: Binding,
-    pub(super) agents: Agents,
+    pub(super) agents: Sessions,
+    pub(super) forwards: Sessions,
     pub(super) bind_tls: Arc<ServerConfig>,
+    /// Of both services that a bound VM offers.
     pub(super) agent_tls: Arc<ServerConfig>,
     pub(super) refusing_tls: Arc<ServerConfig>,
 }
@@ -26,6 +28,7 @@ pub(super) struct Services {
 enum Service {
     Bind,
     Agent,
+    Forward,
 }
 
 impl Services {
@@ -43,6 +46,7 @@ impl Services {
                 Err(end) => tracing::warn!(cause = %end, "Bind refused"),
             },
             Service::Agent => self.agents.serve(stream, until, slot).await,
+            Service::Forward => self.forwards.serve(stream, until, slot).await,
         }
     }
 
@@ -54,6 +58,7 @@ impl Services {
         let (service, config) = match () {
             () if offers(ALPN_BIND) => (Some(Service::Bind), &self.bind_tls),
             () if offers(ALPN_AGENT) => (Some(Service::Agent), &self.agent_tls),
+            () if offers(ALPN_FORWARD) => (Some(Service::Forward), &self.agent_tls),
             () if offered.is_empty() => (None, &self.refusing_tls),
             // Shares no protocol with the client, which ends the handshake with `no_application_protocol`.
             () => (None, &self.bind_tls),

@@ -19,7 +19,7 @@ pub struct GuestLimits {
     pub evidence_timeout: Duration,
     /// For [`super::BindHandler::bind`].
     pub bind_timeout: Duration,
-    /// Agent sessions that may exist at the same time.
+    /// Sessions of each service, agent and forward, that may exist at the same time.
     pub sessions: usize,
 }
 

@@ -1,13 +1,13 @@
-//! The pod VM's end: one TCP port that takes one Bind and then agent streams.
+//! The pod VM's end: one TCP port that takes one Bind, then agent streams and forwarded connections.
 //!
 //! The endpoint owns every task that it starts; dropping [`GuestEndpoint::serve`] ends them all. It keeps no state on disk: the
 //! VM's key and the Bind live and die with the process, and a node finds out by the key.
 
 mod admission;
-mod agents;
 mod binding;
 mod connection;
 mod limits;
+mod sessions;
 
 use std::io;
 use std::sync::Arc;
@@ -19,9 +19,9 @@ use tokio::sync::{Mutex, mpsc};
 use tokio::task::JoinSet;
 
 use admission::Admission;
-use agents::Agents;
 use binding::{Binding, State};
 use connection::Services;
+use sessions::Sessions;
 
 pub use limits::GuestLimits;
 
@@ -73,19 +73,30 @@ pub struct GuestEndpoint {
     limits: GuestLimits,
     resume: ResumeOptions,
     handler: Arc<dyn BindHandler>,
-    streams: mpsc::Sender<AgentStream>,
+    agents: mpsc::Sender<AgentStream>,
+    forwards: mpsc::Sender<AgentStream>,
 }
 
-/// Agent streams that wait to be taken from the receiver.
+/// The streams of a bound VM by service; when nobody takes them, new ones are refused as busy.
+#[derive(Debug)]
+pub struct Streams {
+    /// For the agent.
+    pub agents: mpsc::Receiver<AgentStream>,
+    /// Each for [`crate::forward::serve`].
+    pub forwards: mpsc::Receiver<AgentStream>,
+}
+
+/// Streams of a service that wait to be taken from the receiver.
 const WAITING_STREAMS: usize = 16;
 
 /// After a failed accept: for the descriptors or memory that it lacked.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 
 impl GuestEndpoint {
-    /// Makes the VM's key. Agent streams come out of the receiver; when nobody takes them, new ones are refused as busy.
-    pub fn new(config: GuestConfig, handler: impl BindHandler) -> Result<(Self, mpsc::Receiver<AgentStream>), EndpointError> {
-        let (streams, receiver) = mpsc::channel(WAITING_STREAMS);
+    /// Makes the VM's key.
+    pub fn new(config: GuestConfig, handler: impl BindHandler) -> Result<(Self, Streams), EndpointError> {
+        let (agents, agents_receiver) = mpsc::channel(WAITING_STREAMS);
+        let (forwards, forwards_receiver) = mpsc::channel(WAITING_STREAMS);
         let key = NodeKey::generate()?;
         let endpoint = Self {
             ca_sha256: config.user_data.binder_ca_fingerprint()?,
@@ -95,9 +106,10 @@ impl GuestEndpoint {
             limits: GuestLimits::default(),
             resume: ResumeOptions::default(),
             handler: Arc::new(handler),
-            streams,
+            agents,
+            forwards,
         };
-        Ok((endpoint, receiver))
+        Ok((endpoint, Streams { agents: agents_receiver, forwards: forwards_receiver }))
     }
 
     /// Replaces the default limits.
@@ -145,7 +157,8 @@ impl GuestEndpoint {
             bind_tls: bind_server(&self.key, &self.certificate, self.ca_sha256).map_err(tls)?,
             agent_tls: agent_server(&self.key, &self.certificate, Arc::clone(&keys)).map_err(tls)?,
             refusing_tls: refusing_server().map_err(tls)?,
-            agents: Agents::new(self.resume, self.limits.sessions, self.streams),
+            agents: Sessions::new(self.resume.clone(), self.limits.sessions, self.agents),
+            forwards: Sessions::new(self.resume, self.limits.sessions, self.forwards),
             binding: Binding {
                 tee: self.config.user_data.tee,
                 instance_id: self.config.instance_id,

@@ -13,10 +13,11 @@ use tokio_rustls::TlsConnector;
 
 use super::{DialError, Pin};
 use crate::credential::NodeKey;
+use crate::forward::{self, ForwardError};
 use crate::resume::{
     Candidate, Claim, Driver, Line, Preamble, RESUME_LABEL, Reply, ResumeRefusal, SECRET_LABEL, SessionId, SessionKey, Speaker,
 };
-use crate::tls::{TlsStream, agent_client, dial, exporter};
+use crate::tls::{ALPN_AGENT, ALPN_FORWARD, TlsStream, agent_client, dial, exporter};
 use crate::{AgentStream, ResumeOptions, SessionLost};
 
 /// Between the first attempts; doubles up to the longest.
@@ -53,7 +54,18 @@ impl AgentDialer {
     /// Opens a new stream. A VM that does not answer is dialled again until [`ResumeOptions::open_budget`] has passed.
     /// The stream's own task ends with the session, at the latest the linger time after the stream was dropped.
     pub async fn connect(&self) -> Result<AgentStream, DialError> {
-        let config = agent_client(&self.key, self.pin).map_err(|error| DialError::Refused(error.to_string()))?;
+        self.open(ALPN_AGENT).await
+    }
+
+    /// Opens a stream to a TCP port on the loopback of the pod's network namespace.
+    pub async fn forward(&self, port: u16) -> Result<AgentStream, ForwardError> {
+        let mut stream = self.open(ALPN_FORWARD).await?;
+        forward::ask(&mut stream, port).await?;
+        Ok(stream)
+    }
+
+    async fn open(&self, alpn: &[u8]) -> Result<AgentStream, DialError> {
+        let config = agent_client(&self.key, self.pin, alpn).map_err(|error| DialError::Refused(error.to_string()))?;
         let mut wire = Wire { addr: self.addr, config, options: self.options.clone(), last_port: None };
         let end = Instant::now() + self.options.open_budget;
         let mut pause = Pause::default();

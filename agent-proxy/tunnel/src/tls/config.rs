@@ -11,7 +11,7 @@ use rustls::{ClientConfig, ServerConfig, version::TLS13};
 use rustls_pki_types::CertificateDer;
 
 use super::peer::{AgentKeys, AnyServer, BinderCredential, ListedClient, PinnedServer};
-use super::{ALPN_AGENT, ALPN_BIND};
+use super::{ALPN_AGENT, ALPN_BIND, ALPN_FORWARD};
 use crate::credential::{Credential, CredentialError, NodeKey};
 use crate::node::Pin;
 
@@ -20,17 +20,18 @@ pub(crate) fn bind_client(credential: &Credential) -> Result<Arc<ClientConfig>, 
     client(Arc::new(AnyServer::new(provider())), chain, &credential.key, ALPN_BIND)
 }
 
-pub(crate) fn agent_client(key: &NodeKey, pin: Pin) -> Result<Arc<ClientConfig>, rustls::Error> {
+/// `alpn` is [`ALPN_AGENT`] or [`ALPN_FORWARD`].
+pub(crate) fn agent_client(key: &NodeKey, pin: Pin, alpn: &[u8]) -> Result<Arc<ClientConfig>, rustls::Error> {
     let certificate = key.self_signed().map_err(general)?.into();
-    client(Arc::new(PinnedServer::new(provider(), pin)), vec![certificate], key, ALPN_AGENT)
+    client(Arc::new(PinnedServer::new(provider(), pin)), vec![certificate], key, alpn)
 }
 
 pub(crate) fn bind_server(key: &NodeKey, certificate: &[u8], ca_sha256: [u8; 32]) -> Result<Arc<ServerConfig>, rustls::Error> {
-    server(Arc::new(BinderCredential::new(provider(), ca_sha256)), certificate, key, ALPN_BIND)
+    server(Arc::new(BinderCredential::new(provider(), ca_sha256)), certificate, key, &[ALPN_BIND])
 }
 
 pub(crate) fn agent_server(key: &NodeKey, certificate: &[u8], keys: Arc<AgentKeys>) -> Result<Arc<ServerConfig>, rustls::Error> {
-    server(Arc::new(ListedClient::new(provider(), keys)), certificate, key, ALPN_AGENT)
+    server(Arc::new(ListedClient::new(provider(), keys)), certificate, key, &[ALPN_AGENT, ALPN_FORWARD])
 }
 
 /// Ends every handshake with the alert `access_denied`: for clients that name no service.
@@ -58,12 +59,12 @@ fn server(
     verifier: Arc<dyn ClientCertVerifier>,
     certificate: &[u8],
     key: &NodeKey,
-    alpn: &[u8],
+    alpn: &[&[u8]],
 ) -> Result<Arc<ServerConfig>, rustls::Error> {
     let builder = ServerConfig::builder_with_provider(provider()).with_protocol_versions(&[&TLS13])?;
     let chain = vec![CertificateDer::from(certificate.to_vec())];
     let mut config = builder.with_client_cert_verifier(verifier).with_single_cert(chain, key.private_key_der())?;
-    config.alpn_protocols = vec![alpn.to_vec()];
+    config.alpn_protocols = alpn.iter().map(|name| name.to_vec()).collect();
     config.session_storage = Arc::new(NoServerSessionStorage {});
     config.send_tls13_tickets = 0;
     Ok(Arc::new(config))

@@ -12,6 +12,8 @@ pub(crate) use socket::{dial, prepare};
 pub(crate) const ALPN_BIND: &[u8] = b"peerpods-bind/1";
 /// ALPN of agent streams.
 pub(crate) const ALPN_AGENT: &[u8] = b"peerpods-agent/1";
+/// ALPN of forwarded connections.
+pub(crate) const ALPN_FORWARD: &[u8] = b"peerpods-forward/1";
 
 /// A finished handshake, either side.
 pub(crate) type TlsStream = tokio_rustls::TlsStream<tokio::net::TcpStream>;

@@ -11,7 +11,7 @@ use std::time::{Duration, SystemTime};
 
 use async_trait::async_trait;
 use peerpods_tunnel::credential::{BinderCa, Credential, NodeKey};
-use peerpods_tunnel::guest::{BindHandler, GuestConfig, GuestEndpoint, GuestLimits};
+use peerpods_tunnel::guest::{BindHandler, GuestConfig, GuestEndpoint, GuestLimits, Streams};
 use peerpods_tunnel::node::{BindError, Bound, EvidenceMessage, bind};
 use peerpods_tunnel::user_data::UserData;
 use peerpods_tunnel::{AgentStream, BindRequest, Pod, Refusal, ResumeOptions};
@@ -97,6 +97,7 @@ pub(crate) struct PodVm {
     pub(crate) addr: SocketAddr,
     pub(crate) handler: Handler,
     pub(crate) streams: mpsc::Receiver<AgentStream>,
+    pub(crate) forwards: mpsc::Receiver<AgentStream>,
     _task: JoinSet<()>,
 }
 
@@ -113,12 +114,12 @@ impl PodVm {
     pub(crate) fn boot_on(listener: TcpListener, ca: &BinderCa, limits: GuestLimits, resume: ResumeOptions) -> Self {
         let handler = Handler::default();
         let config = GuestConfig { user_data: UserData::new(ca.spki_sha256_hex(), "sample"), instance_id: INSTANCE.to_owned() };
-        let (endpoint, streams) = GuestEndpoint::new(config, handler.clone()).unwrap();
+        let (endpoint, Streams { agents, forwards }) = GuestEndpoint::new(config, handler.clone()).unwrap();
         let endpoint = endpoint.with_limits(limits).with_resume_options(resume);
         let addr = listener.local_addr().unwrap();
         let mut task = JoinSet::new();
         task.spawn(async move { endpoint.serve(listener).await.unwrap() });
-        Self { addr, handler, streams, _task: task }
+        Self { addr, handler, streams: agents, forwards, _task: task }
     }
 
     pub(crate) fn evidence_made(&self) -> usize {

@@ -77,7 +77,7 @@ async fn pod(rig: &Arc<Rig>, keep: bool) -> Result<()> {
     show(&talk.output("stdout")?);
     show(&talk.output("stderr")?);
     ensure!(status.exit_code == 0, "container talk ended with status {}", status.exit_code);
-    looks_around(&story, &web, &settings, address).await?;
+    looks_around(&story, &pod, &web, &settings, address).await?;
     if keep {
         wait_for_person(rig, address, &pod, &web).await?;
     }
@@ -86,8 +86,14 @@ async fn pod(rig: &Arc<Rig>, keep: bool) -> Result<()> {
     phase("the pod VM is gone", || rig.world().wait_for_no_machines(Duration::from_secs(60)))
 }
 
-/// What `kubectl exec`, an edited ConfigMap and a request to the pod do.
-async fn looks_around(story: &Story, web: &Running, settings: &peerpods_e2e::Volume, address: std::net::IpAddr) -> Result<()> {
+/// What `kubectl exec` and `port-forward`, an edited ConfigMap and a request to the pod do.
+async fn looks_around(
+    story: &Story,
+    pod: &RunningPod,
+    web: &Running,
+    settings: &peerpods_e2e::Volume,
+    address: std::net::IpAddr,
+) -> Result<()> {
     let script = ["/bin/sh", "-c", "id; hostname; ip -4 addr show eth0; cat /settings/greeting"];
     let exec = timed("exec in container web: id, host name, address, a ConfigMap", web.exec(&script, 30)).await?;
     show(&exec.stdout);
@@ -108,6 +114,15 @@ async fn looks_around(story: &Story, web: &Running, settings: &peerpods_e2e::Vol
     })?;
     println!("    http://{address}:8080/ -> {}", answer.lines().last().unwrap_or(""));
     ensure!(answer.contains("hello from a pod VM"), "unexpected answer: {answer}");
+    let (data, error) = timed("port-forward to port 8080", async {
+        let stream = story.cri().port_forward(pod.id(), 8080).await?;
+        stream.write(b"GET / HTTP/1.0\r\n\r\n").await?;
+        stream.finish().await
+    })
+    .await?;
+    let data = String::from_utf8_lossy(&data).into_owned();
+    println!("    -> {}", data.lines().last().unwrap_or(""));
+    ensure!(data.contains("hello from a pod VM"), "unexpected answer: {data} {error}");
     Ok(())
 }
 

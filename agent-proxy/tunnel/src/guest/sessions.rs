@@ -1,4 +1,4 @@
-//! Agent sessions of the guest: opened, resumed, fenced.
+//! Sessions of the guest, those of one service: opened, resumed, fenced.
 //!
 //! A session belongs to the key that opened it. Its entry in the table lives as long as its driver; what is not in the table is
 //! refused as unknown, whether it ended, was given up or never was.
@@ -21,15 +21,15 @@ use crate::{AgentStream, ResumeOptions, SessionLost};
 /// For a refusal to leave.
 const GOODBYE: Duration = Duration::from_secs(2);
 
-/// The table of sessions.
-pub(super) struct Agents {
+/// The sessions of one service.
+pub(super) struct Sessions {
     options: ResumeOptions,
     most: usize,
     streams: mpsc::Sender<AgentStream>,
-    sessions: Sessions,
+    table: Table,
 }
 
-type Sessions = Arc<Mutex<HashMap<SessionId, Entry>>>;
+type Table = Arc<Mutex<HashMap<SessionId, Entry>>>;
 
 struct Entry {
     key: Arc<SessionKey>,
@@ -40,9 +40,9 @@ struct Entry {
     line: mpsc::Sender<Candidate>,
 }
 
-impl Agents {
+impl Sessions {
     pub(super) fn new(options: ResumeOptions, most: usize, streams: mpsc::Sender<AgentStream>) -> Self {
-        Self { options, most, streams, sessions: Sessions::default() }
+        Self { options, most, streams, table: Table::default() }
     }
 
     pub(super) fn options(&self) -> &ResumeOptions {
@@ -52,8 +52,8 @@ impl Agents {
     /// Serves one connection: a new session to its end, or another connection for a session that exists.
     pub(super) async fn serve(&self, mut io: TlsStream, until: Instant, slot: OwnedSemaphorePermit) {
         let refusal = match timeout_at(until, receive(&mut io)).await {
-            Err(_) => return tracing::warn!("agent connection dropped: no preamble in time"),
-            Ok(Err(error)) => return tracing::debug!(%error, "agent connection ended before its preamble"),
+            Err(_) => return tracing::warn!("connection dropped: no preamble in time"),
+            Ok(Err(error)) => return tracing::debug!(%error, "connection ended before its preamble"),
             Ok(Ok(Err(refusal))) => refusal,
             Ok(Ok(Ok(Preamble::Open { session_id }))) => match self.open(&io, session_id) {
                 Ok((driver, entry)) => {
@@ -74,7 +74,7 @@ impl Agents {
                 Err(refusal) => refusal,
             },
         };
-        tracing::warn!(%refusal, "agent connection refused");
+        tracing::warn!(%refusal, "connection refused");
         let goodbye = async {
             io.write_all(&Reply::Refused(refusal).encode()).await?;
             io.shutdown().await
@@ -90,7 +90,7 @@ impl Agents {
         let place = self.streams.try_reserve().map_err(|_| ResumeRefusal::Busy)?;
         let (line, candidates) = mpsc::channel(1);
         {
-            let mut sessions = lock(&self.sessions);
+            let mut sessions = lock(&self.table);
             if sessions.contains_key(&id) {
                 return Err(ResumeRefusal::Exists);
             }
@@ -99,7 +99,7 @@ impl Agents {
             }
             sessions.insert(id, Entry { key: Arc::clone(&key), client, epoch: 0, line });
         }
-        let entry = RemoveOnDrop { sessions: Arc::clone(&self.sessions), id };
+        let entry = RemoveOnDrop { table: Arc::clone(&self.table), id };
         let (driver, stream) = Driver::new(Takeover { id, key, epoch: 0, candidates, budget: self.options.budget }, self.options.clone());
         place.send(stream);
         Ok((driver, entry))
@@ -109,7 +109,7 @@ impl Agents {
     fn resume(&self, io: &TlsStream, id: &SessionId, claim: &Claim) -> Result<(mpsc::Sender<Candidate>, [u8; 32]), ResumeRefusal> {
         let client = client_of(io)?;
         let exporter = exporter(io, RESUME_LABEL, None).map_err(|_| ResumeRefusal::Malformed)?;
-        let mut sessions = lock(&self.sessions);
+        let mut sessions = lock(&self.table);
         let entry = sessions.get_mut(id).filter(|entry| entry.client == client).ok_or(ResumeRefusal::UnknownSession)?;
         if !entry.key.verify(Speaker::Node, &exporter, id, claim) {
             return Err(ResumeRefusal::BadMac);
@@ -139,19 +139,19 @@ fn client_of(io: &TlsStream) -> Result<[u8; 32], ResumeRefusal> {
     Ok(Sha256::digest(spki_of(certificate).map_err(|_| ResumeRefusal::Malformed)?).into())
 }
 
-fn lock(sessions: &Sessions) -> MutexGuard<'_, HashMap<SessionId, Entry>> {
-    sessions.lock().unwrap_or_else(PoisonError::into_inner)
+fn lock(table: &Table) -> MutexGuard<'_, HashMap<SessionId, Entry>> {
+    table.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 /// Forgets a session when its driver ends.
 struct RemoveOnDrop {
-    sessions: Sessions,
+    table: Table,
     id: SessionId,
 }
 
 impl Drop for RemoveOnDrop {
     fn drop(&mut self) {
-        lock(&self.sessions).remove(&self.id);
+        lock(&self.table).remove(&self.id);
     }
 }
 
