@@ -309,7 +309,7 @@ impl Driver {
         self.ledger.read(|record| ClaimRequest {
             key: record.claim_key.clone(),
             pod: record.pod.clone(),
-            class: None,
+            class: record.request.class.clone(),
             vcpus: record.request.vcpus,
             memory: record.request.memory_mib,
             image: record.request.image.clone(),

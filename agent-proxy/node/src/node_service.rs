@@ -71,6 +71,7 @@ impl NodeService {
         response.pin = vm.pin.to_string();
         self.node_key_pem.expose_secret().clone_into(&mut response.node_key_pem);
         response.instance_id = vm.instance_id;
+        response.host_access = vm.host_access;
         Ok(response)
     }
 }

@@ -91,6 +91,9 @@ pub struct Assigned {
     pub tee: String,
     /// The pod network as Bind carries it. Kept, so that a Bind that is sent again has the same bytes.
     pub network: serde_json::Value,
+    /// What the pod's class lets it use of this node, in the class's words.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub host_access: Vec<String>,
 }
 
 /// A pod VM that is bound.
@@ -103,6 +106,9 @@ pub struct BoundTo {
     pub address: IpAddr,
     /// Its key.
     pub pin: Pin,
+    /// What the pod's class lets it use of this node, in the class's words.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub host_access: Vec<String>,
 }
 
 /// Why there is no pod VM.
@@ -293,11 +299,12 @@ mod tests {
             address: IpAddr::from([10, 93, 0, 5]),
             tee: "sample".to_owned(),
             network: serde_json::Value::Null,
+            host_access: Vec::new(),
         }
     }
 
     fn bound() -> BoundTo {
-        BoundTo { instance_id: "i-1".to_owned(), address: IpAddr::from([10, 93, 0, 5]), pin: Pin([7; 32]) }
+        BoundTo { instance_id: "i-1".to_owned(), address: IpAddr::from([10, 93, 0, 5]), pin: Pin([7; 32]), host_access: Vec::new() }
     }
 
     fn stopping(claim: ClaimDuty) -> SandboxState {

@@ -49,7 +49,7 @@ struct Inner {
 
 enum Slot {
     Creating { is_cancelled: bool, done: watch::Receiver<Option<Result<(), CallError>>> },
-    Live(Handle),
+    Live(Box<Handle>),
 }
 
 struct Handle {
@@ -307,7 +307,7 @@ impl Registry {
         let (pod, claim_key, vni) = (record.pod.clone(), record.claim_key.clone(), record.vni);
         let request = PodRequest { initdata: None, ..record.request.clone() };
         let (ledger, view) = Ledger::new(record, self.context.store.clone(), self.context.metrics.clone());
-        inner.slots.insert(id.clone(), Slot::Live(Handle { commands, view, pod, claim_key, request, vni }));
+        inner.slots.insert(id.clone(), Slot::Live(Box::new(Handle { commands, view, pod, claim_key, request, vni })));
         let registry = Arc::clone(self);
         while inner.tasks.try_join_next().is_some() {}
         inner.tasks.spawn(async move {

@@ -20,6 +20,9 @@ pub struct PodRequest {
     pub image: Option<String>,
     /// The provider's name of an instance type; `None` leaves it to the sizes.
     pub instance_type: Option<String>,
+    /// The class of pod VM; `None` means "default". Left out then, so that files of version 1 without it stay as they were.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub class: Option<String>,
     /// TOML text, measured by the pod VM; `None` means the fixed empty document.
     pub initdata: Option<String>,
 }
@@ -66,6 +69,8 @@ const IMAGE: &str = "io.katacontainers.config.hypervisor.image";
 pub(crate) const VCPUS: &str = "io.katacontainers.config.hypervisor.default_vcpus";
 pub(crate) const MEMORY: &str = "io.katacontainers.config.hypervisor.default_memory";
 pub(crate) const INITDATA: &str = "io.katacontainers.config.hypervisor.cc_init_data";
+/// Ours. Kata's shims do not pass it on.
+const CLASS: &str = "peerpods.io/class";
 const GPUS: &str = "io.katacontainers.config.hypervisor.default_gpus";
 const GPU_MODEL: &str = "io.katacontainers.config.hypervisor.default_gpu_model";
 
@@ -79,7 +84,9 @@ const VCPUS_LIMIT: f32 = 4096.0;
 pub fn parse(annotations: &HashMap<String, String>) -> Result<(PodRef, PodRequest), AnnotationError> {
     let given = |key: &'static str| annotations.get(key).map(|value| value.trim()).filter(|value| !value.is_empty());
     let required = |key| given(key).ok_or(AnnotationError::Missing { key });
-    let pod = PodRef::new(required(NAMESPACE)?, required(NAME)?, None).map_err(|source| AnnotationError::Pod { source })?;
+    let (namespace, sandbox_name) = (required(NAMESPACE)?, required(NAME)?);
+    let (name_of_pod, uid) = crio_name(sandbox_name, namespace).unwrap_or((sandbox_name, None));
+    let pod = PodRef::new(namespace, name_of_pod, uid).map_err(|source| AnnotationError::Pod { source })?;
     let gpus: u32 = given(GPUS).map_or(Ok(0), |value| whole_number(GPUS, value))?;
     if gpus != 0 {
         return Err(refuse(GPUS, given(GPUS).unwrap_or(""), "this version has no pod VMs with GPUs; leave it out"));
@@ -92,10 +99,20 @@ pub fn parse(annotations: &HashMap<String, String>) -> Result<(PodRef, PodReques
         memory_mib: Mib(given(MEMORY).map_or(Ok(0), |value| whole_number(MEMORY, value))?),
         image: given(IMAGE).map(|value| name(IMAGE, value)).transpose()?,
         instance_type: given(MACHINE_TYPE).map(|value| name(MACHINE_TYPE, value)).transpose()?,
+        class: given(CLASS).map(|value| name(CLASS, value)).transpose()?,
         // Measured byte for byte, so it is not trimmed.
         initdata: annotations.get(INITDATA).filter(|text| !text.trim().is_empty()).map(|text| initdata(text)).transpose()?,
     };
     Ok((pod, request))
+}
+
+/// Pod name and UID of CRI-O's name for a sandbox, `k8s_<pod>_<namespace>_<uid>_<attempt>` (cri-o `pkg/sandbox`), which Kata's Go shim
+/// passes on where its Rust shim passes on the pod's plain name. No part can hold an underscore, so there is one way to read it.
+fn crio_name<'a>(name: &'a str, namespace: &str) -> Option<(&'a str, Option<String>)> {
+    match name.split('_').collect::<Vec<_>>()[..] {
+        ["k8s", pod, its_namespace, uid, _attempt] if its_namespace == namespace => Some((pod, Some(uid.to_owned()))),
+        _ => None,
+    }
 }
 
 fn vcpus(value: &str) -> Result<f32, AnnotationError> {
@@ -161,7 +178,30 @@ mod tests {
     fn plain_pod_is_understood() {
         let (pod, request) = parse(&plain()).expect("valid");
         assert_eq!(pod.to_string(), "default/web");
-        assert_eq!(request, PodRequest { vcpus: 1.0, memory_mib: Mib(2048), image: None, instance_type: None, initdata: None });
+        assert_eq!(
+            request,
+            PodRequest { vcpus: 1.0, memory_mib: Mib(2048), image: None, instance_type: None, class: None, initdata: None }
+        );
+    }
+
+    #[test]
+    fn names_of_crio_are_understood() {
+        let uid = "0f1e2d3c-0000-4000-8000-000000000001";
+        // As the Go shim sends it on a node of CRI-O, then as the Rust shim does.
+        let (pod, _) = parse(&with(NAME, &format!("k8s_web-0_default_{uid}_3"))).expect("valid");
+        assert_eq!((pod.namespace(), pod.name(), pod.uid()), ("default", "web-0", Some(uid)));
+        let (pod, _) = parse(&with(NAME, "web-0")).expect("valid");
+        assert_eq!((pod.name(), pod.uid()), ("web-0", None));
+        for other in [format!("k8s_web-0_elsewhere_{uid}_3"), "k8s_web-0_default".to_owned(), format!("k8s_a_b_default_{uid}_3")] {
+            let (pod, _) = parse(&with(NAME, &other)).expect("valid");
+            assert_eq!((pod.name(), pod.uid()), (other.as_str(), None), "not a name of that form");
+        }
+    }
+
+    #[test]
+    fn a_class_is_asked_for_by_name() {
+        let (_, request) = parse(&with(CLASS, "confidential")).expect("valid");
+        assert_eq!(request.class.as_deref(), Some("confidential"));
     }
 
     #[test]

@@ -23,7 +23,7 @@ fn record(id: &str, state: SandboxState) -> SandboxRecord {
         vni: 1_000_000,
         claim_key: "node-1/default/web".to_owned(),
         taken_from: None,
-        request: PodRequest { vcpus: 1.5, memory_mib: Mib(512), image: None, instance_type: None, initdata: None },
+        request: PodRequest { vcpus: 1.5, memory_mib: Mib(512), image: None, instance_type: None, class: None, initdata: None },
         state,
         phases: vec![PhaseRecord { phase: Phase::Claim, ms: 3 }, PhaseRecord { phase: Phase::PodVmPending, ms: 40_000 }],
         created_unix_ms: 1_790_000_000_000,
@@ -36,7 +36,7 @@ fn address() -> IpAddr {
 }
 
 fn goldens() -> [(&'static str, &'static str, SandboxRecord); 5] {
-    let bound = BoundTo { instance_id: "i-0123".to_owned(), address: address(), pin: Pin([0xab; 32]) };
+    let bound = BoundTo { instance_id: "i-0123".to_owned(), address: address(), pin: Pin([0xab; 32]), host_access: Vec::new() };
     let mut claiming = record("claiming", SandboxState::Claiming);
     claiming.taken_from = Some(SandboxId::new("older").expect("valid"));
     claiming.request.initdata = Some("algorithm = \"sha384\"\nversion = \"0.1.0\"\n\n[data]\n".to_owned());
@@ -46,6 +46,7 @@ fn goldens() -> [(&'static str, &'static str, SandboxRecord); 5] {
         address: address(),
         tee: "sample".to_owned(),
         network: serde_json::json!({ "version": 1, "vni": 1_000_000 }),
+        host_access: Vec::new(),
     });
     let failed = SandboxState::Failed(Failure {
         during: "reach the pod VM".to_owned(),

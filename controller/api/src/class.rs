@@ -1,5 +1,7 @@
 //! Classes: what an operator offers to pods.
 
+use std::collections::BTreeSet;
+
 use serde::{Deserialize, Serialize};
 
 use crate::{Tee, Zone};
@@ -15,6 +17,26 @@ pub enum RootOfTrust {
     CloudTpm,
     /// Nothing does: for tests and demonstrations only.
     Insecure,
+}
+
+/// What a pod may use of its node, beyond what every pod may.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum HostAccess {
+    /// Files and folders of the node are copied into the pod VM, read-only; without it hostPath volumes are refused.
+    HostPath,
+    /// Privileged containers and devices, which are then those of the pod VM; without it they are refused.
+    Privileged,
+}
+
+impl HostAccess {
+    /// The word for it in configuration and on the wire.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::HostPath => "host-path",
+            Self::Privileged => "privileged",
+        }
+    }
 }
 
 /// A kind of pod VM that pods may ask for by name, table `[class.NAME]`.
@@ -37,6 +59,9 @@ pub struct Class {
     /// Where to launch; `None` leaves it to the provider.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub zone: Option<Zone>,
+    /// What its pods may use of their node; empty means nothing.
+    #[serde(skip_serializing_if = "BTreeSet::is_empty")]
+    pub host_access: BTreeSet<HostAccess>,
 }
 
 /// A class that contradicts itself.
@@ -53,7 +78,15 @@ impl Class {
         if tee == Tee::Sample && root_of_trust != RootOfTrust::Insecure {
             return Err(ClassError::SampleIsInsecure);
         }
-        Ok(Self { tee, root_of_trust, image: None, allowed_images: Vec::new(), instance_types: Vec::new(), zone: None })
+        Ok(Self {
+            tee,
+            root_of_trust,
+            image: None,
+            allowed_images: Vec::new(),
+            instance_types: Vec::new(),
+            zone: None,
+            host_access: BTreeSet::new(),
+        })
     }
 
     /// Whether a pod of this class may run this image.
@@ -81,13 +114,15 @@ struct ClassFields {
     instance_types: Vec<String>,
     #[serde(default)]
     zone: Option<Zone>,
+    #[serde(default)]
+    host_access: BTreeSet<HostAccess>,
 }
 
 impl TryFrom<ClassFields> for Class {
     type Error = ClassError;
     fn try_from(fields: ClassFields) -> Result<Self, ClassError> {
-        let ClassFields { tee, root_of_trust, image, allowed_images, instance_types, zone } = fields;
-        Ok(Self { image, allowed_images, instance_types, zone, ..Self::new(tee, root_of_trust)? })
+        let ClassFields { tee, root_of_trust, image, allowed_images, instance_types, zone, host_access } = fields;
+        Ok(Self { image, allowed_images, instance_types, zone, host_access, ..Self::new(tee, root_of_trust)? })
     }
 }
 
@@ -103,6 +138,14 @@ mod tests {
         assert!(Class::new(Tee::Sample, RootOfTrust::Insecure).is_ok());
         assert!(serde_json::from_str::<Class>(r#"{"tee":"sample"}"#).is_err(), "the default is hardware");
         assert!(serde_json::from_str::<Class>(r#"{"tee":"snp"}"#).is_ok());
+    }
+
+    #[test]
+    fn words_of_host_access_are_those_of_the_wire() {
+        let class: Class = serde_json::from_str(r#"{"tee":"snp","host_access":["privileged","host-path"]}"#).expect("valid");
+        let words: Vec<&str> = class.host_access.iter().map(|access| access.as_str()).collect();
+        assert_eq!(words, ["host-path", "privileged"]);
+        assert!(serde_json::from_str::<Class>(r#"{"tee":"snp","host_access":["root"]}"#).is_err());
     }
 
     #[test]

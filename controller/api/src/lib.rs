@@ -11,7 +11,7 @@ mod record;
 mod state;
 
 pub use choice::{ChoiceError, Demand, choose_instance_type};
-pub use class::{Class, ClassError, RootOfTrust};
+pub use class::{Class, ClassError, HostAccess, RootOfTrust};
 pub use ids::{ClaimId, ClaimKey, ClaimRef, ClassName, InvalidId, NodeName, PodRef};
 pub use peerpods_cloud_api::{InstanceId, InstanceType, LaunchToken, Mib, OwnerTag, Tee, Zone};
 pub use record::{

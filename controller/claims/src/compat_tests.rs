@@ -56,6 +56,7 @@ fn version_1_answers_are_read_and_written_as_they_were() {
         tee: "sample".to_owned(),
         chain: vec![vec![0x30, 1], vec![0x30, 2]],
         valid_secs: 3600,
+        host_access: Vec::new(),
     };
     let states = [
         ("pending", ClaimState::Pending { phase: "launching".to_owned() }),

@@ -12,6 +12,9 @@ const MAX_TEXT: usize = 4096;
 const MAX_SPKI: usize = 1024;
 const MAX_CHAIN: usize = 4;
 const MAX_CERTIFICATE: usize = 8192;
+/// There are two words today.
+const MAX_WORDS: usize = 16;
+const MAX_WORD: usize = 64;
 
 impl From<ClaimRequest> for proto::ClaimRequest {
     fn from(request: ClaimRequest) -> Self {
@@ -76,6 +79,7 @@ impl From<Claim> for proto::ClaimReply {
                 tee: assignment.tee,
                 chain: assignment.chain,
                 valid_secs: assignment.valid_secs,
+                host_access: assignment.host_access,
             }),
             ClaimState::Failed { during, cause } => State::Failed(proto::Failed { during, cause }),
             ClaimState::Gone => State::Gone(proto::Gone {}),
@@ -97,6 +101,9 @@ impl TryFrom<proto::ClaimReply> for Claim {
                 {
                     return Err(fault(format!("the answer's chain is not 1 to {MAX_CHAIN} certificates of {MAX_CERTIFICATE} bytes")));
                 }
+                if assigned.host_access.len() > MAX_WORDS || assigned.host_access.iter().any(|word| word.len() > MAX_WORD) {
+                    return Err(fault(format!("the answer's host_access is not at most {MAX_WORDS} words of {MAX_WORD} bytes")));
+                }
                 let address = assigned.address.parse().map_err(|_| fault(format!("{:?} is not an IP address", assigned.address)))?;
                 ClaimState::Assigned(Assignment {
                     instance_id: assigned.instance_id,
@@ -104,6 +111,7 @@ impl TryFrom<proto::ClaimReply> for Claim {
                     tee: assigned.tee,
                     chain: assigned.chain,
                     valid_secs: assigned.valid_secs,
+                    host_access: assigned.host_access,
                 })
             }
             State::Failed(failed) => ClaimState::Failed { during: failed.during, cause: failed.cause },

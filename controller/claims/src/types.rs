@@ -70,6 +70,8 @@ pub struct Assignment {
     pub chain: Vec<Vec<u8>>,
     /// How long the leaf is valid from now, in seconds; get or watch again for a new one.
     pub valid_secs: u64,
+    /// What the pod's class lets it use of its node, in the words of the class; a node ignores those that it does not know.
+    pub host_access: Vec<String>,
 }
 
 /// Why a call has failed.

@@ -21,6 +21,12 @@ pub struct Records {
 }
 
 impl Records {
+    /// The class that a claim asks for, if it is offered.
+    pub(crate) fn class_of(&self, claim: &ClaimRecord) -> Option<&ClassRecord> {
+        let wanted = claim.class.as_ref().map_or("default", ClassName::as_str);
+        self.classes.values().find(|record| record.name.as_str() == wanted)
+    }
+
     /// Takes a record in place of an older one with its key.
     pub fn insert(&mut self, record: Record) {
         match record {

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::net::IpAddr;
 
-use peerpods_controller_api::{ClaimKey, ClaimRecord, ClaimStatus, InstanceId, NodeName, PodVmState, Tee};
+use peerpods_controller_api::{ClaimKey, ClaimRecord, ClaimStatus, HostAccess, InstanceId, NodeName, PodVmState, Tee};
 
 use crate::records::Index;
 use crate::{Call, Observed, Records};
@@ -28,6 +28,8 @@ pub enum ClaimView {
         node: NodeName,
         /// The node's public key, as hex digits.
         node_spki: String,
+        /// What the pod's class lets it use of that node.
+        host_access: Vec<HostAccess>,
     },
     /// It cannot be served, or what served it has failed.
     Failed {
@@ -97,11 +99,11 @@ pub(crate) fn view(records: &Records, index: &Index<'_>, observed: &Observed, ke
     match &claim.status {
         ClaimStatus::Released => ClaimView::Pending { phase: PodVmState::Deleting.as_str().to_owned() },
         ClaimStatus::Failed { during, cause } => ClaimView::Failed { during: during.clone(), cause: cause.clone() },
-        ClaimStatus::Open => open_view(index, observed, claim),
+        ClaimStatus::Open => open_view(records, index, observed, claim),
     }
 }
 
-fn open_view(index: &Index<'_>, observed: &Observed, claim: &ClaimRecord) -> ClaimView {
+fn open_view(records: &Records, index: &Index<'_>, observed: &Observed, claim: &ClaimRecord) -> ClaimView {
     let (pod_vm, launch) = (index.pod_vm_of(claim), index.launch_of(claim));
     if let Some((pod_vm, address)) = pod_vm.and_then(|p| Some((p, p.address?))).filter(|(p, _)| p.state == PodVmState::Claimed) {
         return ClaimView::Assigned {
@@ -110,6 +112,7 @@ fn open_view(index: &Index<'_>, observed: &Observed, claim: &ClaimRecord) -> Cla
             tee: pod_vm.key.tee,
             node: claim.node.clone(),
             node_spki: claim.node_spki.clone(),
+            host_access: records.class_of(claim).into_iter().flat_map(|record| record.class.host_access.iter().copied()).collect(),
         };
     }
     let state = pod_vm.map_or(PodVmState::Intended.as_str(), |pod_vm| pod_vm.state.as_str());

@@ -357,6 +357,11 @@ gateway = "{VM_GATEWAY}"
 [class.default]
 tee = "sample"
 root_of_trust = "insecure"
+
+[class.open]
+tee = "sample"
+root_of_trust = "insecure"
+host_access = ["host-path", "privileged"]
 "#,
         folder = folder.display(),
         image = image.display(),

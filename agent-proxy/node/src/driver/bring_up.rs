@@ -95,8 +95,13 @@ impl Driver {
                 .await
                 .map_err(|error| StepError::Retry { during, cause: error.to_string() })?,
         };
-        let vm =
-            Assigned { instance_id: assignment.instance_id.clone(), address: assignment.address, tee: assignment.tee.clone(), network };
+        let vm = Assigned {
+            instance_id: assignment.instance_id.clone(),
+            address: assignment.address,
+            tee: assignment.tee.clone(),
+            network,
+            host_access: assignment.host_access.clone(),
+        };
         tracing::info!(instance_id = vm.instance_id, address = %vm.address, "a pod VM is assigned");
         self.ledger
             .update(|record| {
@@ -138,7 +143,12 @@ impl Driver {
         match bound {
             Ok(bound) => {
                 tracing::info!(instance_id = vm.instance_id, pin = %bound.pin, "the pod VM is bound");
-                let to = BoundTo { instance_id: vm.instance_id.clone(), address: vm.address, pin: bound.pin };
+                let to = BoundTo {
+                    instance_id: vm.instance_id.clone(),
+                    address: vm.address,
+                    pin: bound.pin,
+                    host_access: vm.host_access.clone(),
+                };
                 self.ledger
                     .update(|record| {
                         let boot = record.phases.iter().find(|p| p.phase == Phase::Boot).map_or(0, |p| p.ms);

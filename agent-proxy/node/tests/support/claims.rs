@@ -74,6 +74,7 @@ impl World {
             tee: "sample".to_owned(),
             chain: vec![vec![1, 2, 3]],
             valid_secs: 600,
+            host_access: vec!["host-path".to_owned()],
         });
         let now = match (&state.claim_failure, state.is_claim_held) {
             (Some(cause), _) => ClaimState::Failed { during: "launch".to_owned(), cause: cause.clone() },
@@ -95,6 +96,7 @@ impl World {
             tee: "sample".to_owned(),
             chain: vec![vec![1, 2, 3]],
             valid_secs: 600,
+            host_access: vec!["host-path".to_owned()],
         }));
     }
 }

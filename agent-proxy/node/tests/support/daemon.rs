@@ -97,6 +97,7 @@ pub(crate) fn new_sandbox(id: &str) -> NewSandbox {
             memory_mib: Mib(512),
             image: None,
             instance_type: None,
+            class: None,
             initdata: Some("algorithm = \"sha384\"".to_owned()),
         },
         netns: Some(netns()),

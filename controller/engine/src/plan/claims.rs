@@ -60,10 +60,9 @@ impl Planner<'_> {
 
     /// What to launch; `None` until the instance types are known.
     fn launch_key(&self, claim: &ClaimRecord) -> Result<Option<LaunchKey>, String> {
-        let classes = &self.input.records.classes;
         let wanted = claim.class.as_ref().map_or("default", ClassName::as_str);
-        let Some(record) = classes.values().find(|record| record.name.as_str() == wanted) else {
-            let offered: Vec<&str> = classes.keys().map(ClassName::as_str).collect();
+        let Some(record) = self.input.records.class_of(claim) else {
+            let offered: Vec<&str> = self.input.records.classes.keys().map(ClassName::as_str).collect();
             return Err(format!("class {wanted:?} is not offered; offered: {}", offered.join(", ")));
         };
         let class = &record.class;

@@ -25,8 +25,12 @@ use crate::{ImageRequest, copy_up, translate, users};
 const GUEST_PULL: &str = "image_guest_pull";
 /// A driver option of our own shim: the digest of the image's configuration.
 const CONFIG_OPTION: &str = "peerpods.config=";
-const CONTAINER_TYPES: [(&str, &str); 2] =
-    [("io.kubernetes.cri.container-type", "sandbox"), ("io.katacontainers.pkg.oci.container_type", "pod_sandbox")];
+/// How containerd, CRI-O and Kata mark the sandbox's own container.
+const CONTAINER_TYPES: [(&str, &str); 3] = [
+    ("io.kubernetes.cri.container-type", "sandbox"),
+    ("io.kubernetes.cri-o.ContainerType", "sandbox"),
+    ("io.katacontainers.pkg.oci.container_type", "pod_sandbox"),
+];
 /// Where the pause process finds itself.
 const PAUSE_FILE: &str = "/pause";
 

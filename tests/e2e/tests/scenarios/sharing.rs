@@ -35,6 +35,9 @@ pub(super) fn scenarios() -> Vec<Scenario> {
             "host",
             "the files of the node are not the pod VM's, and copying them would pretend that they are shared"
         ),
+        a_class_lets_a_pod_copy_paths_of_the_node,
+        a_class_lets_a_container_be_privileged,
+        a_class_that_is_not_offered_is_refused.differs("sandbox", "offered: default, open", "classes are of pod VMs"),
         a_device_of_the_node_is_refused.differs("c starts", "device", "the node's devices are not in the pod VM"),
     ]
 }
@@ -235,4 +238,38 @@ async fn a_device_of_the_node_is_refused(story: Story) -> Result<()> {
         });
     });
     starts(&story, &pod, container).await
+}
+
+/// The class that this annotation names lets its pods use the node, as far as a pod VM can.
+fn of_class(config: &mut v1::PodSandboxConfig, class: &str) {
+    config.annotations.insert("peerpods.io/class".to_owned(), class.to_owned());
+}
+
+async fn a_class_lets_a_pod_copy_paths_of_the_node(story: Story) -> Result<()> {
+    let folder = tempfile::tempdir()?;
+    std::fs::create_dir(folder.path().join("sub"))?;
+    std::fs::write(folder.path().join("sub/file"), "of the node\n")?;
+    let pod = story.pod("hostpath").with(|config| of_class(config, "open")).run().await?;
+    let script = "cat /node/sub/file; touch /node/mine 2>&1 | sed 's/.*: //'; ls -R /node";
+    let container = pod.start(Container::script("c", script).bind(folder.path(), "/node", true)).await?;
+    container.ends().await?;
+    ensure!(container.output("stdout")?.starts_with(b"of the node\n"));
+    Ok(())
+}
+
+async fn a_class_lets_a_container_be_privileged(story: Story) -> Result<()> {
+    let pod = story.pod("privileged").with(|config| of_class(config, "open")).secured(|security| security.privileged = true).run().await?;
+    let script = "grep -c 1ff /proc/self/status; mkdir /t && mount -t tmpfs none /t && grep ' /t ' /proc/mounts; test -w /sys && echo sys";
+    let container = pod.start(Container::script("c", script).secured(|security| security.privileged = true)).await?;
+    container.ends().await?;
+    Ok(())
+}
+
+async fn a_class_that_is_not_offered_is_refused(story: Story) -> Result<()> {
+    let pod = story.pod("class").with(|config| of_class(config, "golden")).try_run().await;
+    match pod {
+        Ok(_) => story.record("sandbox", "yes"),
+        Err(status) => story.record_error("sandbox", &status, &[]),
+    }
+    Ok(())
 }
