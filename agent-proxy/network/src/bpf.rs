@@ -5,7 +5,7 @@
 //! Offsets count from the Ethernet header; cls_bpf puts it back in front for programs on ingress. They are never
 //! relative to the network header, since such loads fail for frames that a driver left in page fragments.
 
-use std::net::Ipv4Addr;
+use std::net::{Ipv4Addr, Ipv6Addr};
 
 use crate::VXLAN_PORT;
 
@@ -13,17 +13,26 @@ use crate::VXLAN_PORT;
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Program(Vec<u8>);
 
-/// Drops everything that a pod must not send: frames other than ARP and untagged IPv4, and IPv4 to one of `forbidden`.
+/// Drops everything that a pod must not send: frames other than ARP and untagged IP, and IP to one of the forbidden
+/// addresses. Without `forbidden_ipv6` the pod has no IPv6, and all of it is dropped.
 ///
 /// Tagged frames are refused because the receiving kernel takes VLAN 0 for no VLAN, behind the back of a check on the
 /// address. Ports are not looked at, since a later IP fragment has none.
-pub(crate) fn workload_guard(forbidden: &[Ipv4Addr]) -> Program {
+pub(crate) fn workload_guard(forbidden: &[Ipv4Addr], forbidden_ipv6: Option<&[Ipv6Addr]>) -> Program {
     let mut code = vec![
         test(EQUAL, load(HALF, ANCILLARY + VLAN_TAG_PRESENT), 0, On::Next, On::Drop),
         test(EQUAL, load(HALF, ANCILLARY + PROTOCOL), ETHERTYPE_ARP, On::Pass, On::Next),
-        test(EQUAL, None, ETHERTYPE_IPV4, On::Next, On::Drop),
-        test(AT_LEAST, Some(LOAD_LENGTH), ETHERNET + IPV4_HEADER, On::Next, On::Drop),
     ];
+    if let Some(forbidden) = forbidden_ipv6 {
+        let mut block = vec![test(AT_LEAST, Some(LOAD_LENGTH), ETHERNET + IPV6_HEADER, On::Next, On::Drop)];
+        block.extend(forbidden.iter().flat_map(not_to));
+        block.push(test(AT_LEAST, None, 0, On::Pass, On::Pass));
+        // Where it is skipped, the protocol is still loaded.
+        code.push(test(EQUAL, None, ETHERTYPE_IPV6, On::Next, On::Skip(block.len())));
+        code.extend(block);
+    }
+    code.push(test(EQUAL, None, ETHERTYPE_IPV4, On::Next, On::Drop));
+    code.push(test(AT_LEAST, Some(LOAD_LENGTH), ETHERNET + IPV4_HEADER, On::Next, On::Drop));
     let destination = load(WORD, ETHERNET + IPV4_DESTINATION);
     code.extend(one_of(destination, forbidden, On::Drop));
     assemble(&code)
@@ -59,6 +68,7 @@ impl Program {
 
 const ETHERTYPE_IPV4: u32 = 0x0800;
 const ETHERTYPE_ARP: u32 = 0x0806;
+const ETHERTYPE_IPV6: u32 = 0x86dd;
 const ETHERTYPE_VLAN: u32 = 0x8100;
 const ETHERTYPE_VLAN_OUTER: u32 = 0x88a8;
 const PROTOCOL_TCP: u32 = 6;
@@ -72,6 +82,9 @@ const IPV4_FRAGMENT: u32 = 6;
 const IPV4_PROTOCOL: u32 = 9;
 const IPV4_SOURCE: u32 = 12;
 const IPV4_DESTINATION: u32 = 16;
+/// Length of the IPv6 header, and offset in it.
+const IPV6_HEADER: u32 = 40;
+const IPV6_DESTINATION: u32 = 24;
 /// The bits of the fragment field that hold the offset.
 const FRAGMENT_OFFSET: u32 = 0x1fff;
 /// In TCP and UDP alike.
@@ -122,6 +135,8 @@ struct Test {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum On {
     Next,
+    /// So many tests after the next one are left out.
+    Skip(usize),
     Pass,
     Drop,
 }
@@ -137,6 +152,19 @@ fn test(code: u16, load: Option<Load>, k: u32, yes: On, no: On) -> Test {
 /// One test per address, on one load.
 fn one_of(mut load: Option<Load>, addresses: &[Ipv4Addr], yes: On) -> Vec<Test> {
     addresses.iter().map(|address| test(EQUAL, load.take(), u32::from(*address), yes, On::Next)).collect()
+}
+
+/// Drops IPv6 to that address and goes on with the rest.
+fn not_to(address: &Ipv6Addr) -> Vec<Test> {
+    let octets = address.octets();
+    let (words, _) = octets.as_chunks::<4>();
+    let offsets = (ETHERNET + IPV6_DESTINATION..).step_by(4);
+    let last = words.len() - 1;
+    let compare = |(index, (word, offset)): (usize, (&[u8; 4], u32))| {
+        let (yes, no) = if index == last { (On::Drop, On::Next) } else { (On::Next, On::Skip(last - index)) };
+        test(EQUAL, load(WORD, offset), u32::from_be_bytes(*word), yes, no)
+    };
+    words.iter().zip(offsets).enumerate().map(compare).collect()
 }
 
 /// Goes on for packets of `protocol` to `port`, has no opinion on others, and drops tagged frames.
@@ -157,24 +185,34 @@ fn transport_to(protocol: u32, port: u32) -> Vec<Test> {
 /// Lays the tests out one after the other, with the two returns behind them.
 fn assemble(tests: &[Test]) -> Program {
     let size = |test: &Test| 1 + usize::from(test.load.is_some()) + usize::from(test.x.is_some());
-    let pass = tests.iter().map(size).sum::<usize>();
+    // Where each test begins, and behind the last one the return that passes.
+    let starts: Vec<usize> = std::iter::once(0)
+        .chain(tests.iter().scan(0, |at, test| {
+            *at += size(test);
+            Some(*at)
+        }))
+        .collect();
+    let pass = starts[tests.len()];
     let mut code = Vec::new();
     let mut emit = |operation: u16, yes: u8, no: u8, k: u32| {
         code.extend_from_slice(&operation.to_ne_bytes());
         code.extend_from_slice(&[yes, no]);
         code.extend_from_slice(&k.to_ne_bytes());
     };
-    let mut at = 0;
-    for test in tests {
+    for (index, test) in tests.iter().enumerate() {
         for load in [test.x, test.load].into_iter().flatten() {
             emit(load.code, 0, 0, load.k);
         }
-        at += size(test);
-        // Offsets count from the instruction behind the jump, which is at `at`; the tests are few enough for a byte.
-        let jump = |on| match on {
-            On::Next => 0,
-            On::Pass => u8::try_from(pass - at).unwrap_or(u8::MAX),
-            On::Drop => u8::try_from(pass + 1 - at).unwrap_or(u8::MAX),
+        // Offsets count from the instruction behind the jump; the tests are few enough for a byte.
+        let behind = starts[index + 1];
+        let jump = |on| {
+            let target = match on {
+                On::Next => behind,
+                On::Skip(tests) => starts[index + 1 + tests],
+                On::Pass => pass,
+                On::Drop => pass + 1,
+            };
+            u8::try_from(target - behind).unwrap_or(u8::MAX)
         };
         emit(test.code, jump(test.yes), jump(test.no), test.k);
     }
@@ -186,6 +224,7 @@ fn assemble(tests: &[Test]) -> Program {
 #[cfg(test)]
 mod tests {
     use proptest::collection::vec;
+    use proptest::option;
     use proptest::prelude::*;
     use proptest::sample::select;
 
@@ -195,6 +234,8 @@ mod tests {
     const VM: Ipv4Addr = Ipv4Addr::new(10, 93, 0, 5);
     const NODE: Ipv4Addr = Ipv4Addr::new(10, 93, 0, 1);
     const POD: Ipv4Addr = Ipv4Addr::new(10, 88, 0, 5);
+    const METADATA_IPV6: Ipv6Addr = Ipv6Addr::new(0xfd00, 0xec2, 0, 0, 0, 0, 0, 0x254);
+    const OTHER_IPV6: Ipv6Addr = Ipv6Addr::new(0xfd20, 0xce, 0, 0, 0, 0, 0, 0x254);
 
     /// A frame as the filters see it: a tag that the kernel took off is beside the bytes.
     #[derive(Debug, Clone)]
@@ -249,6 +290,8 @@ mod tests {
             source in select(vec![NODE, POD, VM, METADATA]),
             destination in select(vec![NODE, POD, VM, METADATA]),
             port in select(vec![VXLAN_PORT, 15150, 80]),
+            to in select(vec![METADATA_IPV6, OTHER_IPV6, Ipv6Addr::LOCALHOST]),
+            changed in option::of((0..16_usize, any::<u8>())),
             rest in vec(any::<u8>(), 4..64),
             length in 14..200_usize,
         ) -> Frame {
@@ -262,6 +305,14 @@ mod tests {
             bytes.extend([0x30, 0x39]);
             bytes.extend(port.to_be_bytes());
             bytes.extend(rest);
+            if protocol == 0x86dd {
+                let mut to = to.octets();
+                if let Some((at, byte)) = changed {
+                    to[at] = byte;
+                }
+                bytes.resize(bytes.len().max(54), 0);
+                bytes[38..54].copy_from_slice(&to);
+            }
             bytes.truncate(length);
             Frame { is_tagged, protocol, bytes }
         }
@@ -282,14 +333,20 @@ mod tests {
 
     proptest! {
         #[test]
-        fn workload_sends_arp_and_permitted_ipv4_only(frame in any_frame()) {
+        fn workload_sends_arp_and_permitted_ip_only(frame in any_frame(), has_ipv6 in any::<bool>()) {
             let permitted = match frame.protocol {
                 _ if frame.is_tagged => false,
                 0x0806 => true,
                 0x0800 if frame.bytes.len() >= 34 => !matches!(frame.bytes[30..34], [169, 254, 169, 254] | [10, 93, 0, 5]),
+                0x86dd if frame.bytes.len() >= 54 => {
+                    let to = Ipv6Addr::from(<[u8; 16]>::try_from(&frame.bytes[38..54]).unwrap());
+                    has_ipv6 && to != METADATA_IPV6 && to != OTHER_IPV6
+                }
                 _ => false,
             };
-            prop_assert_eq!(drops(&workload_guard(&[METADATA, VM]), &frame), !permitted);
+            let forbidden_ipv6 = [METADATA_IPV6, OTHER_IPV6];
+            let guard = workload_guard(&[METADATA, VM], has_ipv6.then_some(&forbidden_ipv6[..]));
+            prop_assert_eq!(drops(&guard, &frame), !permitted);
         }
 
         #[test]
@@ -310,8 +367,8 @@ mod tests {
         let many: Vec<Ipv4Addr> = (0..40).map(|last| Ipv4Addr::new(10, 0, 0, last)).collect();
         let mut frame = Frame { is_tagged: false, protocol: 0x0800, bytes: vec![0x45; 34] };
         frame.bytes[30..].copy_from_slice(&[10, 0, 0, 39]);
-        assert!(drops(&workload_guard(&many), &frame));
+        assert!(drops(&workload_guard(&many, None), &frame));
         frame.bytes[33] = 40;
-        assert_eq!(run(&workload_guard(&many), &frame), Some(NO_OPINION));
+        assert_eq!(run(&workload_guard(&many, None), &frame), Some(NO_OPINION));
     }
 }

@@ -3,8 +3,8 @@
 //! The VXLAN device stays in the VM's root netns and is tied to the root end of a veth pair by redirects in both
 //! directions, so no frame of the workload ever reaches the root netns's own IP stack. The guards sit on the root side:
 //!
-//! * at the root end of the pair: only ARP and untagged IPv4 leave the pod, and nothing to the VM's own addresses or to
-//!   the cloud's metadata service, which would answer for the node;
+//! * at the root end of the pair: only ARP, untagged IPv4 and, if the pod has an address of it, untagged IPv6 leave the
+//!   pod, and nothing to the VM's own addresses or to the cloud's metadata service, which would answer for the node;
 //! * at the VM's own interface: VXLAN from the node only, and nothing from the pod's addresses to the channel's port.
 //!
 //! In the pod's netns a workload with CAP_NET_ADMIN may do as it likes to its interface without reaching the guards,
@@ -17,24 +17,24 @@
 //! A pod in the host's network has no [`PodNetwork`]; nothing here is called for it, and its containers get a fresh
 //! netns with nothing but loopback.
 
-use std::net::Ipv4Addr;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::path::Path;
 use std::time::Duration;
 
 use futures::StreamExt;
+use ipnet::Ipv4Net;
 use netlink_packet_core::NetlinkPayload;
 use rtnetlink::LinkUnspec;
 use serde::{Deserialize, Serialize};
 use tokio::time::timeout;
 
-use crate::address::Ipv4Net;
 use crate::bpf;
 use crate::error::NetworkError;
 use crate::link::{Link, Vxlan, link_of};
 use crate::netlink::{self, Netlink, refused};
 use crate::netns::Netns;
 use crate::node::limited;
-use crate::pod::{PodNetwork, Route, RouteScope};
+use crate::pod::{IPV6_MIN_MTU, PodNetwork, Route, RouteScope};
 use crate::route::PrefixRoute;
 use crate::traffic::Priority;
 use crate::{VXLAN_OVERHEAD, vxlan_name};
@@ -65,6 +65,10 @@ pub struct LinkConfig {
 /// The metadata service of AWS, Azure, GCP and others, which hands out the identity of whoever asks.
 const METADATA: Ipv4Addr = Ipv4Addr::new(169, 254, 169, 254);
 
+/// Its addresses of IPv6: AWS's (EC2 user guide, "Instance metadata") and GCP's (Compute Engine, "About VM metadata").
+const METADATA_IPV6: [Ipv6Addr; 2] =
+    [Ipv6Addr::new(0xfd00, 0xec2, 0, 0, 0, 0, 0, 0x254), Ipv6Addr::new(0xfd20, 0xce, 0, 0, 0, 0, 0, 0x254)];
+
 /// The root end of the veth pair.
 const ROOT_VETH: &str = "ppveth";
 
@@ -75,14 +79,21 @@ pub async fn bring_up(interface: &str, config: &LinkConfig, deadline: Duration) 
         let root = netlink::own()?;
         ensure_loopback(&root).await?;
         root.set_link(LinkUnspec::new_with_index(link.index).mtu(config.mtu).up(), interface).await?;
-        root.ensure_address(&link, config.address, PrefixRoute::Automatic).await?;
+        root.ensure_address(&link, config.address.into(), PrefixRoute::Automatic).await?;
         let Some(gateway) = config.gateway else { return Ok(()) };
         // Clouds that give out single addresses (/32) have their gateway outside the network.
-        let onlink = !config.address.contains(gateway);
-        let route =
-            Route { destination: None, gateway: Some(gateway), scope: RouteScope::Global, onlink, source: None, metric: None, mtu: None };
+        let onlink = !config.address.contains(&gateway);
+        let route = Route {
+            destination: None,
+            gateway: Some(gateway.into()),
+            scope: RouteScope::Global,
+            onlink,
+            source: None,
+            metric: None,
+            mtu: None,
+        };
         root.ensure_route(&link, &route).await?;
-        greet(config.address.address(), gateway).await;
+        greet(config.address.addr(), gateway).await;
         Ok(())
     })
     .await
@@ -120,7 +131,7 @@ pub async fn ensure_at(netns: &Path, network: &PodNetwork, underlay: &str, vm_po
         let largest = path.path_mtu.saturating_sub(VXLAN_OVERHEAD);
 
         // Guards come before what they guard, and the root end of the pair goes up last.
-        let pod_addresses: Vec<Ipv4Addr> = network.addresses.iter().map(|address| address.address()).collect();
+        let (pod_addresses, _) = by_family(network.addresses.iter().map(|address| address.addr()));
         root.ensure_guard(&own, Priority::Guard, &bpf::vxlan_guard(network.node_address)).await?;
         root.ensure_guard(&own, Priority::ChannelGuard, &bpf::channel_guard(vm_port, &pod_addresses)).await?;
         let wanted = Vxlan { vni: network.vni, local: path.source, remote: network.node_address };
@@ -129,15 +140,17 @@ pub async fn ensure_at(netns: &Path, network: &PodNetwork, underlay: &str, vm_po
         let inside = Netns::ensure(netns).await?;
         let pod = inside.netlink().await?;
         let veth = ensure_pair(&root, &pod, &inside, network).await?;
-        let mut forbidden = vec![METADATA];
-        forbidden.extend(root.addresses(&own).await?.into_iter().map(Ipv4Net::address));
-        root.ensure_guard(&veth, Priority::Guard, &bpf::workload_guard(&forbidden)).await?;
+        let (mut forbidden, mut forbidden_ipv6) = by_family(root.addresses(&own).await?.iter().map(|address| address.addr()));
+        forbidden.push(METADATA);
+        forbidden_ipv6.extend(METADATA_IPV6);
+        let forbidden_ipv6 = network.has_ipv6().then_some(&forbidden_ipv6[..]);
+        root.ensure_guard(&veth, Priority::Guard, &bpf::workload_guard(&forbidden, forbidden_ipv6)).await?;
         root.ensure_redirect(&veth, &vxlan).await?;
         root.ensure_redirect(&vxlan, &veth).await?;
 
         configure_pod(&pod, network, largest).await?;
-        root.set_up(&vxlan).await?;
-        root.set_up(&veth).await
+        root.set_up_mute(&vxlan).await?;
+        root.set_up_mute(&veth).await
     })
     .await
 }
@@ -183,11 +196,23 @@ async fn configure_pod(pod: &Netlink, network: &PodNetwork, largest: u32) -> Res
         pod.ensure_neighbour(&link, neighbour).await?;
     }
     for route in &network.routes {
-        let mtu = route.mtu.unwrap_or(network.mtu).min(largest);
+        let smallest = if route.is_ipv6() { IPV6_MIN_MTU } else { 0 };
+        let mtu = route.mtu.unwrap_or(network.mtu).min(largest).max(smallest);
         let mtu = (mtu < network.mtu).then_some(mtu);
         pod.ensure_route(&link, &Route { mtu, ..route.clone() }).await?;
     }
     Ok(())
+}
+
+fn by_family(addresses: impl Iterator<Item = IpAddr>) -> (Vec<Ipv4Addr>, Vec<Ipv6Addr>) {
+    let (mut ipv4, mut ipv6) = (Vec::new(), Vec::new());
+    for address in addresses {
+        match address {
+            IpAddr::V4(address) => ipv4.push(address),
+            IpAddr::V6(address) => ipv6.push(address),
+        }
+    }
+    (ipv4, ipv6)
 }
 
 async fn ensure_loopback(netlink: &Netlink) -> Result<(), NetworkError> {

@@ -12,7 +12,8 @@
 //!
 //! Everything is kernel state and can be read back, so this crate keeps no state: `ensure` makes what is missing or
 //! wrong, `remove` deletes what is there, and both may be repeated after a failure, a cancellation or a restart at any
-//! point. Only IPv4 is carried out of the VM. Nothing here is confidential: the node and the cloud see the frames.
+//! point. IPv4 is carried out of the VM, and IPv6 if the pod has such an address; the VM's own network is IPv4. Nothing
+//! here is confidential: the node and the cloud see the frames.
 
 #[cfg(not(target_os = "linux"))]
 compile_error!("network namespaces are Linux's");
@@ -31,9 +32,10 @@ mod route;
 mod steer;
 mod traffic;
 
-pub use address::{InvalidAddress, Ipv4Net, MacAddress};
+pub use address::{InvalidAddress, MacAddress};
 pub use error::NetworkError;
 pub use guest::POD_NETNS;
+pub use ipnet::{IpNet, Ipv4Net};
 pub use pod::{InvalidPodNetwork, Neighbour, PodNetwork, Route, RouteScope, VERSION};
 
 /// The UDP port of VXLAN, IANA's.

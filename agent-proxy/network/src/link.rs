@@ -3,7 +3,10 @@
 use std::net::Ipv4Addr;
 
 use netlink_packet_route::RouteNetlinkMessage;
-use netlink_packet_route::link::{InfoData, InfoKind, InfoVeth, InfoVxlan, LinkAttribute, LinkFlags, LinkInfo, LinkLayerType, LinkMessage};
+use netlink_packet_route::link::{
+    AfSpecInet6, AfSpecUnspec, In6AddrGenMode, InfoData, InfoKind, InfoVeth, InfoVxlan, LinkAttribute, LinkFlags, LinkInfo, LinkLayerType,
+    LinkMessage,
+};
 use nix::errno::Errno;
 use rtnetlink::{LinkMessageBuilder, LinkUnspec, LinkVeth, LinkVxlan};
 
@@ -171,6 +174,18 @@ impl Netlink {
 
     pub(crate) async fn set_up(&self, link: &Link) -> Result<(), NetworkError> {
         self.set_link(LinkUnspec::new_with_index(link.index).up(), &link.name).await
+    }
+
+    /// Brings up a device that only passes frames on: without an address of its own, so that the kernel says nothing through it.
+    pub(crate) async fn set_up_mute(&self, link: &Link) -> Result<(), NetworkError> {
+        let no_address = LinkAttribute::AfSpecUnspec(vec![AfSpecUnspec::Inet6(vec![AfSpecInet6::AddrGenMode(In6AddrGenMode::None)])]);
+        let change = LinkUnspec::new_with_index(link.index).append_extra_attribute(no_address);
+        match self.change(RouteNetlinkMessage::SetLink(change.build()), Mode::Existing).await {
+            // A kernel without IPv6 has nothing to say.
+            Err(error) if is(&error, Errno::EAFNOSUPPORT) => {}
+            changed => changed.map_err(refused("change link", &link.name))?,
+        }
+        self.set_up(link).await
     }
 
     /// A link that is gone already counts as deleted.

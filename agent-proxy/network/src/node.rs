@@ -12,14 +12,15 @@ use std::net::Ipv4Addr;
 use std::path::Path;
 use std::time::Duration;
 
+use ipnet::IpNet;
 use serde::{Deserialize, Serialize};
 
-use crate::address::{Ipv4Net, MacAddress};
+use crate::address::MacAddress;
 use crate::error::NetworkError;
 use crate::link::{Link, Vxlan};
 use crate::netlink::{self, Netlink};
 use crate::netns::Netns;
-use crate::pod::{Neighbour, PodNetwork, Route, VERSION};
+use crate::pod::{Neighbour, PodNetwork, Route, VERSION, has_ipv6};
 pub use crate::route::Underlay;
 use crate::vxlan_name;
 
@@ -30,8 +31,8 @@ pub struct Inspected {
     pub interface: String,
     /// Its Ethernet address.
     pub mac: MacAddress,
-    /// At least one, IPv4 only.
-    pub addresses: Vec<Ipv4Net>,
+    /// At least one; those of IPv6 are not link-local, since the VM makes that one by itself.
+    pub addresses: Vec<IpNet>,
     /// Out of this interface, in the order in which they can be added again.
     pub routes: Vec<Route>,
     /// Permanent entries only.
@@ -47,7 +48,7 @@ impl Inspected {
     /// What to tell the VM that sees this node as `underlay` says.
     pub fn pod_network(&self, vni: u32, underlay: &Underlay) -> PodNetwork {
         PodNetwork {
-            version: VERSION,
+            version: if has_ipv6(&self.addresses, &self.routes, &self.neighbours) { VERSION } else { 1 },
             interface: self.interface.clone(),
             mac: self.mac,
             addresses: self.addresses.clone(),
@@ -70,7 +71,7 @@ pub async fn inspect(netns: &Path) -> Result<Inspected, NetworkError> {
         let mac = link.mac.ok_or_else(|| unusable("has no Ethernet address"))?;
         let addresses = pod.addresses(&link).await?;
         if addresses.is_empty() {
-            return Err(unusable("has no IPv4 address"));
+            return Err(unusable("has no address"));
         }
         let routes = pod.routes(&link).await?;
         let neighbours = pod.neighbours(&link).await?;
@@ -97,7 +98,7 @@ pub async fn ensure(netns: &Path, vm: Ipv4Addr, vni: u32, inspected: &Inspected)
         let wanted = Vxlan { vni, local: source, remote: vm };
         let vxlan = own.ensure_vxlan(&pod, Some(&inside), &vxlan_name(vni), wanted, inspected.mtu).await?;
         pod.ensure_redirect(&vxlan, &interface).await?;
-        pod.set_up(&vxlan).await?;
+        pod.set_up_mute(&vxlan).await?;
         pod.ensure_redirect(&interface, &vxlan).await
     })
     .await

@@ -2,28 +2,29 @@
 //!
 //! The node is not trusted by the guest: every field is checked and every list is bounded while it is read.
 
-use std::net::Ipv4Addr;
+use std::net::{IpAddr, Ipv4Addr};
 
+use ipnet::IpNet;
 use serde::{Deserialize, Serialize};
 use thiserror::Error;
 
-use crate::address::{Ipv4Net, MacAddress};
+use crate::address::MacAddress;
 
-/// The version of [`PodNetwork`] that this crate writes and reads.
-pub const VERSION: u32 = 1;
+/// The newest version of [`PodNetwork`]; this crate reads it and 1, which knows IPv4 only and is written where that is enough.
+pub const VERSION: u32 = 2;
 
 /// The pod's network as it must look inside the VM, and where its frames come from.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(try_from = "Unchecked")]
 pub struct PodNetwork {
-    /// Always [`VERSION`].
+    /// 1, or 2 if there is anything of IPv6.
     pub version: u32,
     /// The name of the interface in the pod's netns, usually `eth0`.
     pub interface: String,
     /// The interface's address on the node; the VM uses the same one, so neighbours of the pod notice nothing.
     pub mac: MacAddress,
     /// At least one; the first is the pod's IP.
-    pub addresses: Vec<Ipv4Net>,
+    pub addresses: Vec<IpNet>,
     /// In the order in which they can be added: those without a gateway first.
     pub routes: Vec<Route>,
     /// Permanent entries only; some CNI plugins give the gateway's that way.
@@ -41,20 +42,20 @@ pub struct PodNetwork {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Route {
-    /// `None` is the default route.
+    /// `None` is the default route of IPv4, as `::/0` is that of IPv6.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub destination: Option<Ipv4Net>,
-    /// `None`: the destination is on the link.
+    pub destination: Option<IpNet>,
+    /// Of the destination's family; `None`: the destination is on the link.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub gateway: Option<Ipv4Addr>,
+    pub gateway: Option<IpAddr>,
     /// How far away the destination is.
     pub scope: RouteScope,
     /// The gateway is on the link even if no route says so.
     #[serde(default, skip_serializing_if = "is_false")]
     pub onlink: bool,
-    /// The source address to prefer; `None` lets the kernel choose.
+    /// The source address to prefer, of the destination's family; `None` lets the kernel choose.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub source: Option<Ipv4Addr>,
+    pub source: Option<IpAddr>,
     /// Smaller wins; `None` is 0.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub metric: Option<u32>,
@@ -78,7 +79,7 @@ pub enum RouteScope {
 #[serde(deny_unknown_fields)]
 pub struct Neighbour {
     /// The neighbour's IP address.
-    pub address: Ipv4Addr,
+    pub address: IpAddr,
     /// The station that has it.
     pub mac: MacAddress,
 }
@@ -100,6 +101,9 @@ const MAX_ROUTES: usize = 256;
 /// As for routes.
 const MAX_NEIGHBOURS: usize = 256;
 
+/// The smallest MTU of a link that carries IPv6 (RFC 8200 section 5).
+pub(crate) const IPV6_MIN_MTU: u32 = 1280;
+
 /// The smallest MTU that IPv4 hosts must accept, and the largest of an IPv4 packet.
 const MTU_RANGE: std::ops::RangeInclusive<u32> = 576..=65535;
 
@@ -110,8 +114,12 @@ impl PodNetwork {
     /// Checks what the types alone do not say; deserializing does it as well.
     pub fn check(&self) -> Result<(), InvalidPodNetwork> {
         let invalid = |field, problem: String| Err(InvalidPodNetwork { field, problem });
-        if self.version != VERSION {
-            return invalid("version", format!("is {}, but only {VERSION} is known", self.version));
+        if !(1..=VERSION).contains(&self.version) {
+            let problem = format!("is {}; this pod VM image reads 1 to {VERSION}: use one of the node's release", self.version);
+            return invalid("version", problem);
+        }
+        if self.version == 1 && self.has_ipv6() {
+            return invalid("version", "is 1, which knows IPv4 only, but there is IPv6".to_owned());
         }
         if !is_interface_name(&self.interface) {
             return invalid("interface", format!("{:?} cannot be the name of a pod's interface", self.interface));
@@ -119,14 +127,17 @@ impl PodNetwork {
         if self.addresses.is_empty() || self.addresses.len() > MAX_ADDRESSES {
             return invalid("addresses", format!("has {} entries, outside 1 to {MAX_ADDRESSES}", self.addresses.len()));
         }
-        if let Some(address) = self.addresses.iter().find(|address| !is_host(address.address())) {
+        if let Some(address) = self.addresses.iter().find(|address| !is_host(address.addr())) {
             return invalid("addresses", format!("has {address}, which no host can have"));
         }
         if self.routes.len() > MAX_ROUTES {
             return invalid("routes", format!("has {} entries, more than {MAX_ROUTES}", self.routes.len()));
         }
-        if let Some(destination) = self.routes.iter().filter_map(|route| route.destination).find(|net| !net.is_network()) {
+        if let Some(destination) = self.routes.iter().filter_map(|route| route.destination).find(|net| net.trunc() != *net) {
             return invalid("routes", format!("has destination {destination} with host bits"));
+        }
+        if let Some(route) = self.routes.iter().find(|route| !route.is_of_one_family()) {
+            return invalid("routes", format!("has one to {:?} that mixes IPv4 and IPv6", route.destination));
         }
         if self.neighbours.len() > MAX_NEIGHBOURS {
             return invalid("neighbours", format!("has {} entries, more than {MAX_NEIGHBOURS}", self.neighbours.len()));
@@ -134,14 +145,39 @@ impl PodNetwork {
         if !MTU_RANGE.contains(&self.mtu) {
             return invalid("mtu", format!("is {}, outside {} to {}", self.mtu, MTU_RANGE.start(), MTU_RANGE.end()));
         }
+        if self.has_ipv6() && self.mtu < IPV6_MIN_MTU {
+            return invalid("mtu", format!("is {}, less than the {IPV6_MIN_MTU} that IPv6 needs", self.mtu));
+        }
         if self.vni == 0 || self.vni >= 1 << 24 {
             return invalid("vni", format!("is {}, outside 1 to 16777215", self.vni));
         }
-        if !is_host(self.node_address) {
+        if !is_host(self.node_address.into()) {
             return invalid("node_address", format!("is {}, which no host can have", self.node_address));
         }
         Ok(())
     }
+
+    /// Whether the pod has an address of IPv6, or anything else of it.
+    pub fn has_ipv6(&self) -> bool {
+        has_ipv6(&self.addresses, &self.routes, &self.neighbours)
+    }
+}
+
+impl Route {
+    /// Whether it is a route of IPv6.
+    pub fn is_ipv6(&self) -> bool {
+        matches!(self.destination, Some(IpNet::V6(_)))
+    }
+
+    fn is_of_one_family(&self) -> bool {
+        [self.gateway, self.source].iter().flatten().all(|address| address.is_ipv6() == self.is_ipv6())
+    }
+}
+
+/// Whether version 2 is needed to say it.
+pub(crate) fn has_ipv6(addresses: &[IpNet], routes: &[Route], neighbours: &[Neighbour]) -> bool {
+    let of_address = addresses.iter().any(|address| matches!(address, IpNet::V6(_)));
+    of_address || routes.iter().any(Route::is_ipv6) || neighbours.iter().any(|neighbour| neighbour.address.is_ipv6())
 }
 
 /// [`PodNetwork`] as it is on the wire, before [`PodNetwork::check`].
@@ -151,7 +187,7 @@ struct Unchecked {
     version: u32,
     interface: String,
     mac: MacAddress,
-    addresses: Vec<Ipv4Net>,
+    addresses: Vec<IpNet>,
     routes: Vec<Route>,
     neighbours: Vec<Neighbour>,
     mtu: u32,
@@ -177,8 +213,9 @@ fn is_interface_name(name: &str) -> bool {
     fits && plain && !matches!(name, "." | ".." | "lo")
 }
 
-fn is_host(address: Ipv4Addr) -> bool {
-    !(address.is_unspecified() || address.is_broadcast() || address.is_multicast() || address.is_loopback())
+fn is_host(address: IpAddr) -> bool {
+    let is_broadcast = address == IpAddr::V4(Ipv4Addr::BROADCAST);
+    !(address.is_unspecified() || is_broadcast || address.is_multicast() || address.is_loopback())
 }
 
 #[allow(clippy::trivially_copy_pass_by_ref, reason = "serde passes a reference")]

@@ -3,17 +3,21 @@
 #![allow(clippy::unwrap_used, reason = "clippy.toml allows it in tests, but not in what they share")]
 
 use std::fs;
-use std::net::Ipv4Addr;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::path::Path;
 
-use peerpods_network::{Ipv4Net, MacAddress, Neighbour, PodNetwork, Route, RouteScope, VERSION};
+use peerpods_network::{IpNet, MacAddress, Neighbour, PodNetwork, Route, RouteScope, VERSION};
 use proptest::collection::vec;
 use proptest::option;
 use proptest::prelude::*;
 use serde_json::{Value, json};
 
 fn v1(name: &str) -> Value {
-    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../tests/compat/pod-network/v1");
+    golden("v1", name)
+}
+
+fn golden(version: &str, name: &str) -> Value {
+    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../tests/compat/pod-network").join(version);
     serde_json::from_slice(&fs::read(folder.join(name)).unwrap()).unwrap()
 }
 
@@ -22,11 +26,11 @@ fn refusal(value: Value) -> String {
 }
 
 fn full() -> PodNetwork {
-    let net = |text: &str| text.parse::<Ipv4Net>().unwrap();
-    let host = |text: &str| text.parse::<Ipv4Addr>().unwrap();
+    let net = |text: &str| text.parse::<IpNet>().unwrap();
+    let host = |text: &str| text.parse::<IpAddr>().unwrap();
     let route = Route { destination: None, gateway: None, scope: RouteScope::Global, onlink: false, source: None, metric: None, mtu: None };
     PodNetwork {
-        version: VERSION,
+        version: 1,
         interface: "eth0".to_owned(),
         mac: "0a:58:0a:58:00:05".parse().unwrap(),
         addresses: vec![net("10.88.0.5/16"), net("10.88.9.5/24")],
@@ -45,7 +49,7 @@ fn full() -> PodNetwork {
         neighbours: vec![Neighbour { address: host("10.88.0.1"), mac: "02:00:00:00:00:01".parse().unwrap() }],
         mtu: 1500,
         vni: 5005,
-        node_address: host("10.93.0.1"),
+        node_address: Ipv4Addr::new(10, 93, 0, 1),
     }
 }
 
@@ -58,10 +62,54 @@ fn version_1_is_read_and_written_as_ever() {
 }
 
 #[test]
+fn version_2_adds_ipv6_and_nothing_else() {
+    let net = |text: &str| text.parse::<IpNet>().unwrap();
+    let mut dual = full();
+    dual.version = VERSION;
+    dual.addresses.push(net("fd00:88::5/64"));
+    let route = |destination, gateway: Option<&str>| Route {
+        destination: Some(net(destination)),
+        gateway: gateway.map(|gateway| gateway.parse().unwrap()),
+        scope: RouteScope::Global,
+        onlink: false,
+        source: None,
+        metric: Some(256),
+        mtu: None,
+    };
+    dual.routes.extend([route("fd00:88::/64", None), route("::/0", Some("fd00:88::1"))]);
+    dual.neighbours.push(Neighbour { address: "fd00:88::1".parse().unwrap(), mac: "02:00:00:00:00:01".parse().unwrap() });
+    assert!(dual.has_ipv6());
+    assert_eq!(serde_json::to_value(&dual).unwrap(), golden("v2", "dual.json"));
+    assert_eq!(serde_json::from_value::<PodNetwork>(golden("v2", "dual.json")).unwrap(), dual);
+    let mut as_version_1 = golden("v2", "dual.json");
+    as_version_1["version"] = json!(1);
+    assert!(refusal(as_version_1).contains("IPv4 only"));
+}
+
+#[test]
+fn bad_fields_of_ipv6_are_refused_by_name() {
+    for (field, bad) in [
+        ("version", json!(3)),
+        ("addresses", json!(["::1/64"])),
+        ("addresses", json!(["ff02::1/64"])),
+        ("routes", json!([{ "destination": "fd00::1/64", "scope": "global" }])),
+        ("routes", json!([{ "destination": "fd00::/64", "gateway": "10.88.0.1", "scope": "global" }])),
+        ("routes", json!([{ "gateway": "fd00::1", "scope": "global" }])),
+        ("mtu", json!(1279)),
+    ] {
+        let mut value = golden("v2", "dual.json");
+        value[field] = bad.clone();
+        let error = refusal(value);
+        assert!(error.contains(field), "{field} {bad}: {error}");
+    }
+}
+
+#[test]
 fn bad_fields_are_refused_by_name() {
     let route = json!({ "scope": "global", "gateway": "10.0.0.1" });
     for (field, bad) in [
-        ("version", json!(2)),
+        ("version", json!(3)),
+        ("version", json!(0)),
         ("interface", json!("")),
         ("interface", json!("lo")),
         ("interface", json!("..")),
@@ -105,17 +153,17 @@ fn unknown_and_missing_fields_are_refused() {
 
 // ---------------------------------------------------------------------------
 
-prop_compose! {
-    fn any_net()(address in any::<u32>(), prefix in 0..=32_u8) -> Ipv4Net {
-        Ipv4Net::new(address.into(), prefix).unwrap()
+fn any_ip(is_ipv6: bool) -> BoxedStrategy<IpAddr> {
+    if is_ipv6 {
+        any::<u128>().prop_map(|bits| Ipv6Addr::from(bits).into()).boxed()
+    } else {
+        any::<u32>().prop_map(|bits| Ipv4Addr::from(bits).into()).boxed()
     }
 }
 
-prop_compose! {
-    fn any_destination()(address in any::<u32>(), prefix in 0..=32_u8) -> Ipv4Net {
-        let mask = u32::MAX.checked_shl(32 - u32::from(prefix)).unwrap_or(0);
-        Ipv4Net::new((address & mask).into(), prefix).unwrap()
-    }
+fn any_net(is_ipv6: bool) -> impl Strategy<Value = IpNet> {
+    let longest = if is_ipv6 { 128_u8 } else { 32 };
+    (any_ip(is_ipv6), 0..=longest).prop_map(|(address, prefix)| IpNet::new(address, prefix).unwrap())
 }
 
 prop_compose! {
@@ -126,36 +174,54 @@ prop_compose! {
     }
 }
 
-/// Of the classes A to C, less loopback.
-fn any_host() -> impl Strategy<Value = Ipv4Addr> {
+/// Of the classes A to C, less loopback; of unique local addresses.
+fn any_host(is_ipv6: bool) -> BoxedStrategy<IpAddr> {
+    if is_ipv6 {
+        any::<u64>().prop_map(|low| Ipv6Addr::from(0xfd00_u128 << 112 | u128::from(low)).into()).boxed()
+    } else {
+        any_ipv4_host().prop_map(IpAddr::from).boxed()
+    }
+}
+
+fn any_ipv4_host() -> impl Strategy<Value = Ipv4Addr> {
     (1_u32 << 24..127 << 24).prop_map(Ipv4Addr::from)
 }
 
-prop_compose! {
-    fn any_route()(
-        destination in option::of(any_destination()),
-        gateway in option::of(any::<u32>()),
-        is_link in any::<bool>(),
-        onlink in any::<bool>(),
-        source in option::of(any::<u32>()),
-        metric in option::of(any::<u32>()),
-        mtu in option::of(any::<u32>()),
-    ) -> Route {
+fn any_address() -> impl Strategy<Value = IpNet> {
+    any::<bool>().prop_flat_map(any_host).prop_flat_map(|host| {
+        let longest = if host.is_ipv6() { 128_u8 } else { 32 };
+        (0..=longest).prop_map(move |prefix| IpNet::new(host, prefix).unwrap())
+    })
+}
+
+fn any_route() -> impl Strategy<Value = Route> {
+    let addresses = any::<bool>().prop_flat_map(|is_ipv6| {
+        let destination = any_net(is_ipv6).prop_map(|net| net.trunc());
+        // Without a destination it is a route of IPv4.
+        let destination = if is_ipv6 { destination.prop_map(Some).boxed() } else { option::of(destination).boxed() };
+        (destination, option::of(any_ip(is_ipv6)), option::of(any_ip(is_ipv6)))
+    });
+    let rest = (any::<bool>(), any::<bool>(), option::of(any::<u32>()), option::of(any::<u32>()));
+    (addresses, rest).prop_map(|((destination, gateway, source), (is_link, onlink, metric, mtu))| {
         let scope = if is_link { RouteScope::Link } else { RouteScope::Global };
-        Route { destination, gateway: gateway.map(Into::into), scope, onlink, source: source.map(Into::into), metric, mtu }
-    }
+        Route { destination, gateway, scope, onlink, source, metric, mtu }
+    })
+}
+
+fn any_neighbour() -> impl Strategy<Value = Neighbour> {
+    (any::<bool>().prop_flat_map(any_ip), any_mac()).prop_map(|(address, mac)| Neighbour { address, mac })
 }
 
 prop_compose! {
     fn any_network()(
         interface in "[a-z][a-z0-9.-]{0,14}".prop_filter("loopback", |name| name != "lo"),
         mac in any_mac(),
-        addresses in vec((any_host(), 0..=32_u8).prop_map(|(host, prefix)| Ipv4Net::new(host, prefix).unwrap()), 1..=16),
+        addresses in vec(any_address(), 1..=16),
         routes in vec(any_route(), 0..12),
-        neighbours in vec((any::<u32>(), any_mac()).prop_map(|(address, mac)| Neighbour { address: address.into(), mac }), 0..12),
-        mtu in 576..=65535_u32,
+        neighbours in vec(any_neighbour(), 0..12),
+        mtu in 1280..=65535_u32,
         vni in 1..1_u32 << 24,
-        node_address in any_host(),
+        node_address in any_ipv4_host(),
     ) -> PodNetwork {
         PodNetwork { version: VERSION, interface, mac, addresses, routes, neighbours, mtu, vni, node_address }
     }
@@ -169,8 +235,8 @@ proptest! {
     }
 
     #[test]
-    fn addresses_survive_as_text(net in any_net(), mac in any_mac()) {
-        prop_assert_eq!(net.to_string().parse::<Ipv4Net>().unwrap(), net);
+    fn addresses_survive_as_text(net in any_address(), mac in any_mac()) {
+        prop_assert_eq!(net.to_string().parse::<IpNet>().unwrap(), net);
         prop_assert_eq!(mac.to_string().parse::<MacAddress>().unwrap(), mac);
     }
 

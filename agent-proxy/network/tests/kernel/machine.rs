@@ -48,6 +48,11 @@ impl Machine {
         run(Command::new("ip").args(["-4", "-n", &self.name, "-details", "-batch", "-"]), lines)
     }
 
+    /// As [`Machine::ip`], for IPv6 only.
+    pub(crate) fn ip6(&self, lines: &str) -> String {
+        run(Command::new("ip").args(["-6", "-n", &self.name, "-details", "-batch", "-"]), lines)
+    }
+
     /// Runs one `tc` command inside; gives what it prints.
     pub(crate) fn tc(&self, arguments: &str) -> String {
         run(Command::new("tc").args(["-n", &self.name]).args(arguments.split_whitespace()), "")

@@ -8,6 +8,7 @@
 mod forward;
 mod frame;
 mod guards;
+mod ipv6;
 mod lifecycle;
 mod machine;
 mod path;

@@ -1,7 +1,7 @@
 //! Sockets inside machines: an echo server, and clients that say whether it was reached.
 
 use std::io::{Read, Write};
-use std::net::{Ipv4Addr, Shutdown, SocketAddr, TcpListener, TcpStream, UdpSocket};
+use std::net::{IpAddr, Ipv4Addr, Shutdown, SocketAddr, TcpListener, TcpStream, UdpSocket};
 use std::thread::{self, JoinHandle};
 use std::time::Duration;
 
@@ -14,7 +14,8 @@ const PATIENCE: Duration = Duration::from_secs(10);
 const SILENCE: Duration = Duration::from_millis(1500);
 
 /// Echoes one TCP connection in `machine`; its result is where the client came from.
-pub(crate) fn echo_once(machine: &Machine, at: Ipv4Addr) -> (SocketAddr, JoinHandle<SocketAddr>) {
+pub(crate) fn echo_once(machine: &Machine, at: impl Into<IpAddr>) -> (SocketAddr, JoinHandle<SocketAddr>) {
+    let at = at.into();
     let listener = machine.inside(|| TcpListener::bind((at, 0)).unwrap());
     let address = listener.local_addr().unwrap();
     let serve = move || {
@@ -46,8 +47,9 @@ pub(crate) fn reaches(machine: &Machine, server: SocketAddr) -> bool {
     machine.inside(|| TcpStream::connect_timeout(&server, SILENCE)).is_ok()
 }
 
-pub(crate) fn listen(machine: &Machine, at: (Ipv4Addr, u16)) -> (TcpListener, SocketAddr) {
-    let listener = machine.inside(|| TcpListener::bind(at).unwrap());
+pub(crate) fn listen<A: Into<IpAddr>>(machine: &Machine, (at, port): (A, u16)) -> (TcpListener, SocketAddr) {
+    let at = at.into();
+    let listener = machine.inside(|| TcpListener::bind((at, port)).unwrap());
     let address = listener.local_addr().unwrap();
     (listener, address)
 }

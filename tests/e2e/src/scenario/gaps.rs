@@ -3,7 +3,6 @@
 
 const GAPS: &[(&str, &str)] = &[
     ("an_ephemeral_container_sees_its_target", "it joins the namespace of the pause container instead of its target's"),
-    ("a_pod_of_two_families_is_reached_on_both", "IPv6 is not carried to the pod VM yet"),
 ];
 
 /// What is missing for a scenario, if anything is known to be.
