@@ -8,6 +8,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use crate::failure::Failure;
 use crate::files::Watcher;
 use crate::process::Process;
+use crate::stand_in::StandIn;
 
 /// A container that the agent knows.
 #[derive(Debug)]
@@ -24,13 +25,27 @@ pub struct Container {
     pub termination_log: Option<PathBuf>,
     /// Keeps its files up to date.
     pub watcher: Mutex<Option<Watcher>>,
+    stand_in: StandIn,
     execs: Mutex<BTreeMap<String, Arc<Process>>>,
 }
 
 impl Container {
     /// A container without execs.
-    pub fn new(id: String, bundle: PathBuf, init: Arc<Process>, termination_log: Option<PathBuf>, watcher: Option<Watcher>) -> Self {
-        Self { id, bundle, init, is_paused: AtomicBool::new(false), termination_log, watcher: Mutex::new(watcher), execs: Mutex::default() }
+    pub fn new(
+        id: String,
+        bundle: PathBuf,
+        init: Arc<Process>,
+        termination_log: Option<PathBuf>,
+        watcher: Option<Watcher>,
+        stand_in: StandIn,
+    ) -> Self {
+        let (is_paused, watcher, execs) = (AtomicBool::new(false), Mutex::new(watcher), Mutex::default());
+        Self { id, bundle, init, is_paused, termination_log, watcher, stand_in, execs }
+    }
+
+    /// The process id that containerd knows it by.
+    pub fn pid(&self) -> u32 {
+        self.stand_in.pid()
     }
 
     /// The first process for an empty id, or an exec.

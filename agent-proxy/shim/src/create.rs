@@ -15,6 +15,7 @@ use crate::files::{self, Watcher};
 use crate::plan::{self, ContainerPlan, Facts, ResolvedImage, Role};
 use crate::pod::Pod;
 use crate::process::Process;
+use crate::stand_in::StandIn;
 use crate::stdio::{self, Address, Stdio};
 
 /// For calls that the agent answers at once.
@@ -65,11 +66,19 @@ async fn container(
     image: Option<ResolvedImage>,
 ) -> Result<Arc<Container>, Failure> {
     let sources = files::look(spec, &pod.config.kubelet_dir).map_err(|error| Failure::because("look at the container's mounts", &error))?;
-    let facts =
-        Facts { role, sandbox_id: pod.sandbox_id.clone(), container_id: request.id.clone(), image, host_access: pod.host_access, sources };
+    let facts = Facts {
+        role,
+        sandbox_id: pod.sandbox_id.clone(),
+        container_id: request.id.clone(),
+        image,
+        host_access: pod.host_access,
+        sources,
+        pids: pod.pids(),
+    };
     let planned = plan::container(spec, &facts).map_err(refused)?;
     let address = Address { container_id: request.id.clone(), exec_id: String::new() };
     let stdio = stdio_of(request.terminal, &request.stdin, &request.stdout, &request.stderr);
+    let stand_in = StandIn::start().map_err(|error| Failure::because("start a thread that stands in for the container", &error))?;
     let opened = stdio::open(&stdio).await?;
     files::copy(&pod.agent, &planned.copies).await.map_err(|error| Failure::because("copy the container's files", &error))?;
     let termination_log = planned.termination_log.clone();
@@ -84,7 +93,7 @@ async fn container(
     }
     let watcher = (!watched.is_empty()).then(|| Watcher::start(pod.agent.clone(), watched));
     let init = Arc::new(Process::new(address, stdio, None, opened));
-    Ok(Arc::new(Container::new(request.id.clone(), request.bundle.clone().into(), init, termination_log, watcher)))
+    Ok(Arc::new(Container::new(request.id.clone(), request.bundle.clone().into(), init, termination_log, watcher, stand_in)))
 }
 
 async fn ask(pod: &Pod, id: &str, planned: ContainerPlan) -> Result<(), Failure> {

@@ -23,6 +23,7 @@ pub mod files;
 pub mod plan;
 pub mod pod;
 pub mod process;
+pub mod stand_in;
 pub mod start;
 pub mod stats;
 pub mod stdio;

@@ -136,6 +136,11 @@ impl Pod {
         containers.is_empty()
     }
 
+    /// The containers by the process ids that containerd knows them by.
+    pub fn pids(&self) -> BTreeMap<u32, String> {
+        self.lock().values().map(|container| (container.pid(), container.id.clone())).collect()
+    }
+
     /// Whether there is a container of that id.
     pub fn has(&self, id: &str) -> bool {
         self.lock().contains_key(id)
@@ -245,7 +250,7 @@ impl Pod {
         let mut event = TaskExit::new();
         event.container_id.clone_from(&container.id);
         event.id.clone_from(if process.is_init() { &container.id } else { &process.address.exec_id });
-        event.pid = std::process::id();
+        event.pid = container.pid();
         event.exit_status = status;
         event.exited_at = Some(exit.at.clone()).into();
         let _told = process.signals.write().await;

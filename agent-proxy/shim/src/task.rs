@@ -70,7 +70,7 @@ impl TaskService {
         Ok((pod, container, process))
     }
 
-    async fn create_task(&self, request: &CreateTaskRequest) -> Result<(), Failure> {
+    async fn create_task(&self, request: &CreateTaskRequest) -> Result<u32, Failure> {
         let spec = create::read_spec(Path::new(&request.bundle))?;
         let container = match create::sandbox_of(&spec) {
             Some(_) => {
@@ -118,13 +118,13 @@ impl TaskService {
             ..Default::default()
         })
         .into();
-        event.pid = std::process::id();
+        event.pid = container.pid();
         self.events.send(event).await;
         tracing::info!(container_id = container.id, "created");
-        Ok(())
+        Ok(container.pid())
     }
 
-    async fn start_process(&self, request: &StartRequest) -> Result<(), Failure> {
+    async fn start_process(&self, request: &StartRequest) -> Result<u32, Failure> {
         let (pod, container, process) = self.process(&request.id, &request.exec_id).await?;
         process.begin_start()?;
         let started = match &process.exec {
@@ -150,20 +150,21 @@ impl TaskService {
             process.carried(opened.carry(&pod.agent, &process.address));
         }
         process.state.send_replace(State::Running);
+        let pid = container.pid();
         if process.is_init() {
             let mut event = TaskStart::new();
             event.container_id.clone_from(&request.id);
-            event.pid = std::process::id();
+            event.pid = pid;
             pod.publish(event).await;
         } else {
             let mut event = TaskExecStarted::new();
             event.container_id.clone_from(&request.id);
             event.exec_id.clone_from(&request.exec_id);
-            event.pid = std::process::id();
+            event.pid = pid;
             pod.publish(event).await;
         }
         pod.supervise(container, process);
-        Ok(())
+        Ok(pid)
     }
 
     async fn delete_process(&self, request: &DeleteRequest) -> Result<DeleteResponse, Failure> {
@@ -200,12 +201,12 @@ impl TaskService {
         let mut event = TaskDelete::new();
         event.container_id.clone_from(&request.id);
         event.id.clone_from(&request.exec_id);
-        event.pid = std::process::id();
+        event.pid = container.pid();
         event.exit_status = exit.status;
         event.exited_at = Some(exit.at.clone()).into();
         pod.publish(event).await;
         let mut response = DeleteResponse::new();
-        response.pid = std::process::id();
+        response.pid = container.pid();
         response.exit_status = exit.status;
         response.exited_at = Some(exit.at).into();
         Ok(response)
@@ -264,7 +265,7 @@ impl TaskService {
         response.id.clone_from(&request.id);
         response.exec_id.clone_from(&request.exec_id);
         response.bundle = container.bundle.display().to_string();
-        response.pid = std::process::id();
+        response.pid = container.pid();
         response.stdin.clone_from(&process.stdio.stdin);
         response.stdout.clone_from(&process.stdio.stdout);
         response.stderr.clone_from(&process.stdio.stderr);
@@ -376,13 +377,13 @@ impl Task for TaskService {
     }
 
     async fn create(&self, _: &TtrpcContext, request: CreateTaskRequest) -> TtrpcResult<CreateTaskResponse> {
-        answer("Create", &request.id, self.create_task(&request).await)?;
-        Ok(CreateTaskResponse { pid: std::process::id(), ..Default::default() })
+        let pid = answer("Create", &request.id, self.create_task(&request).await)?;
+        Ok(CreateTaskResponse { pid, ..Default::default() })
     }
 
     async fn start(&self, _: &TtrpcContext, request: StartRequest) -> TtrpcResult<StartResponse> {
-        answer("Start", &request.id, self.start_process(&request).await)?;
-        Ok(StartResponse { pid: std::process::id(), ..Default::default() })
+        let pid = answer("Start", &request.id, self.start_process(&request).await)?;
+        Ok(StartResponse { pid, ..Default::default() })
     }
 
     async fn delete(&self, _: &TtrpcContext, request: DeleteRequest) -> TtrpcResult<DeleteResponse> {
@@ -390,8 +391,8 @@ impl Task for TaskService {
     }
 
     async fn pids(&self, _: &TtrpcContext, request: PidsRequest) -> TtrpcResult<PidsResponse> {
-        self.container(&request.id).await?;
-        let info = ProcessInfo { pid: std::process::id(), ..Default::default() };
+        let (_, container) = self.container(&request.id).await?;
+        let info = ProcessInfo { pid: container.pid(), ..Default::default() };
         Ok(PidsResponse { processes: vec![info], ..Default::default() })
     }
 

@@ -75,17 +75,18 @@ pub(super) fn check_namespaces(spec: &Spec) -> Result<(), Refusal> {
     }
 }
 
-/// `None` = a pid namespace of its own; `Some` = that of another process of the pod, by number when the path tells.
+/// The container whose pid namespace this one joins; `None` means one of its own.
 ///
-/// containerd names `/proc/<pid>/ns/pid` for a pod that shares its process namespace (the sandbox's pid) and for an ephemeral
-/// container with a target (the target's pid). Both pids are what the shim reported, so only a shim that reports a pid of its own
-/// for each container can tell the two apart.
-pub(super) fn pid_namespace(spec: &Spec) -> Option<Option<u32>> {
+/// containerd names `/proc/<pid>/ns/pid`: the sandbox's pid for a pod that shares its process namespace, the target's for an ephemeral
+/// container with a target. Both are pids that this shim has reported.
+pub(super) fn joined_pid_namespace<'a>(spec: &Spec, facts: &'a Facts) -> Result<Option<&'a str>, Refusal> {
     let namespaces = spec.linux().as_ref().and_then(|linux| linux.namespaces().as_ref());
-    let pid = namespaces.into_iter().flatten().find(|namespace| namespace.typ() == LinuxNamespaceType::Pid)?;
-    let path = pid.path().as_deref().filter(|path| !path.as_os_str().is_empty())?;
-    let mut parts = path.strip_prefix("/proc").ok()?.iter();
-    Some(parts.next().and_then(|pid| pid.to_str()).and_then(|pid| pid.parse().ok()))
+    let pid = namespaces.into_iter().flatten().find(|namespace| namespace.typ() == LinuxNamespaceType::Pid);
+    let path = pid.and_then(|pid| pid.path().as_deref()).filter(|path| !path.as_os_str().is_empty());
+    let Some(path) = path else { return Ok(None) };
+    let number = path.strip_prefix("/proc").ok().and_then(|rest| rest.iter().next()?.to_str()?.parse().ok());
+    let id = number.and_then(|number: u32| facts.pids.get(&number));
+    id.map(|id| Some(id.as_str())).ok_or_else(|| Refusal::PidNamespace { path: path.to_owned() })
 }
 
 /// What shows that a container is privileged. The specification has no field for it; containerd mounts /sys writable and allows all

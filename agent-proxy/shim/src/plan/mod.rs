@@ -13,6 +13,7 @@ mod refusal;
 mod sources;
 mod volumes;
 
+use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
 use oci_spec::runtime::Spec;
@@ -56,6 +57,8 @@ pub struct Facts {
     pub host_access: HostAccess,
     /// The sources of the specification's bind mounts, as [`crate::files::look`] found them.
     pub sources: Sources,
+    /// The pod's containers by the process ids that this shim has reported for them.
+    pub pids: BTreeMap<u32, String>,
 }
 
 /// A file or folder of the node that the container sees a copy of.
@@ -82,9 +85,6 @@ pub struct ContainerPlan {
     pub termination_log: Option<PathBuf>,
     /// `CreateContainerRequest.sandbox_pidns`.
     pub shares_pid_namespace: bool,
-    /// With `shares_pid_namespace`: the process whose namespace containerd names. It is a pid that this shim reported: the sandbox's
-    /// when the pod shares its process namespace, that of another container when an ephemeral container has a target.
-    pub pid_namespace_of: Option<u32>,
 }
 
 /// What the agent is asked for the sandbox.
@@ -110,21 +110,20 @@ pub fn container(spec: &Spec, facts: &Facts) -> Result<ContainerPlan, Refusal> {
     access::check(spec, facts)?;
     let mounts = mounts::plan(spec, facts)?;
     let rootfs = format!("{SHARE}/{}/rootfs", facts.container_id);
-    let pid_namespace = access::pid_namespace(spec);
+    let joined = if facts.role == Role::Container { access::joined_pid_namespace(spec, facts)? } else { None };
     let mut converted = convert::spec(spec, facts, &rootfs)?;
     converted.Mounts = mounts.mounts;
     if let Some(log) = &mounts.termination_log {
         converted.Annotations.insert(TERMINATION_PATH.to_owned(), log.in_container.display().to_string());
     }
-    let mut storages = vec![rootfs_storage(facts, rootfs)?];
+    let mut storages = vec![rootfs_storage(facts, rootfs, joined)?];
     storages.extend(mounts.storages);
     Ok(ContainerPlan {
         spec: converted,
         storages,
         copies: mounts.copies,
         termination_log: mounts.termination_log.map(|log| log.on_node),
-        shares_pid_namespace: facts.role == Role::Container && pid_namespace.is_some(),
-        pid_namespace_of: pid_namespace.flatten(),
+        shares_pid_namespace: joined.is_some(),
     })
 }
 
@@ -155,12 +154,13 @@ pub fn resolv_conf(spec: &Spec) -> Option<&Path> {
 const TERMINATION_PATH: &str = "io.kubernetes.container.terminationMessagePath";
 
 /// The root filesystem is brought by the guest itself; the node only says which image it means.
-fn rootfs_storage(facts: &Facts, mount_point: String) -> Result<agent::Storage, Refusal> {
+fn rootfs_storage(facts: &Facts, mount_point: String, joined: Option<&str>) -> Result<agent::Storage, Refusal> {
     let mut options = vec![r#"image_guest_pull={"metadata":{}}"#.to_owned()];
     let source = match (facts.role, &facts.image) {
         (Role::Pause, _) => "pause".to_owned(),
         (Role::Container, Some(image)) => {
             options.push(format!("peerpods.config={}", image.config_digest));
+            options.extend(joined.filter(|id| *id != facts.sandbox_id).map(|id| format!("peerpods.pid-namespace-of={id}")));
             image.reference.clone()
         }
         (Role::Container, None) => return Err(Refusal::Incomplete { what: "resolved image" }),

@@ -104,6 +104,15 @@ pub enum Refusal {
         /// The pod's field that asks for it.
         field: &'static str,
     },
+    /// The process namespace of somebody else.
+    #[error(
+        "the container is to join the process namespace {path}, which is that of no container of this pod: look whether its target \
+         still runs"
+    )]
+    PidNamespace {
+        /// As containerd names it.
+        path: PathBuf,
+    },
     /// Ids mapped on the node.
     #[error("the pod asks for a user namespace (hostUsers: false), which pod VMs do not have and do not need: leave hostUsers out")]
     UserNamespace,

@@ -25,6 +25,8 @@ use crate::{ImageRequest, copy_up, translate, users};
 const GUEST_PULL: &str = "image_guest_pull";
 /// A driver option of our own shim: the digest of the image's configuration.
 const CONFIG_OPTION: &str = "peerpods.config=";
+/// Another: the container whose pid namespace this one joins, where that is not the pause container.
+const PID_OPTION: &str = "peerpods.pid-namespace-of=";
 /// How containerd, CRI-O and Kata mark the sandbox's own container.
 const CONTAINER_TYPES: [(&str, &str); 3] = [
     ("io.kubernetes.cri.container-type", "sandbox"),
@@ -140,10 +142,11 @@ fn is_pause(request: &CreateContainerRequest, spec: &Spec) -> bool {
 
 fn place(agent: &Agent, sandbox: &Sandbox, request: &CreateContainerRequest, parts: &Parts) -> Result<Placement, Failure> {
     let pid = if request.sandbox_pidns && request.container_id != sandbox.id() {
-        let pause = agent.container(sandbox.id());
-        let pause =
-            pause.ok_or_else(|| Failure::new(Code::FAILED_PRECONDITION, "no pause container whose pid namespace could be shared"))?;
-        PidNamespace::Of(PathBuf::from(format!("/proc/{}/ns/pid", pause.init.pid())))
+        let options = request.storages.iter().filter(|storage| storage.driver == GUEST_PULL).flat_map(|storage| &storage.driver_options);
+        let of = options.filter_map(|option| option.strip_prefix(PID_OPTION)).next_back().unwrap_or(sandbox.id());
+        let no_such = || Failure::new(Code::FAILED_PRECONDITION, format!("no container {of} whose pid namespace could be shared"));
+        let other = agent.container(of).ok_or_else(no_such)?;
+        PidNamespace::Of(PathBuf::from(format!("/proc/{}/ns/pid", other.init.pid())))
     } else {
         PidNamespace::New
     };
