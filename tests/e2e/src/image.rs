@@ -7,8 +7,10 @@ use flate2::Compression;
 use flate2::write::GzEncoder;
 use sha2::{Digest as _, Sha256};
 
-/// A gzip layer and the digest of its content.
+/// A layer as the registry holds it, and the digest of its content.
 pub struct Layer {
+    /// What the manifest says of it.
+    pub media_type: &'static str,
     /// The compressed layer.
     pub gzip: Vec<u8>,
     /// `sha256:…` of the uncompressed tar.
@@ -31,6 +33,9 @@ pub struct Image {
     /// More of its configuration: `User`, `Entrypoint`, `Volumes` and the like.
     pub settings: serde_json::Map<String, serde_json::Value>,
 }
+
+const GZIP: &str = "application/vnd.oci.image.layer.v1.tar+gzip";
+const ENCRYPTED: &str = "application/vnd.oci.image.layer.v1.tar+gzip+encrypted";
 
 /// Applets that images of the tests use.
 const APPLETS: &[&str] = &[
@@ -181,6 +186,14 @@ impl Image {
         Ok(image)
     }
 
+    /// The same with its layers marked as encrypted: what a node sees of such an image. The bytes are not ciphertext.
+    pub fn marked_encrypted(mut self) -> Self {
+        for layer in &mut self.layers {
+            layer.media_type = ENCRYPTED;
+        }
+        self
+    }
+
     /// The configuration object.
     pub fn config(&self) -> Vec<u8> {
         let diff_ids: Vec<&str> = self.layers.iter().map(|l| l.diff_id.as_str()).collect();
@@ -244,6 +257,6 @@ impl Builder {
         let tar = self.0.into_inner()?;
         let mut gzip = GzEncoder::new(Vec::new(), Compression::fast());
         gzip.write_all(&tar)?;
-        Ok(Layer { gzip: gzip.finish()?, diff_id: digest(&tar) })
+        Ok(Layer { media_type: GZIP, gzip: gzip.finish()?, diff_id: digest(&tar) })
     }
 }

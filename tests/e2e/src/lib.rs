@@ -30,5 +30,5 @@ pub use process::Process;
 pub use recording::{Event, read_recording, recordings_folder};
 pub use registry::Registry;
 pub use replay::Replay;
-pub use scenario::{Container, Pod, Running, RunningPod, Scenario, Story};
+pub use scenario::{Container, Naming, Pod, Running, RunningPod, Scenario, Story};
 pub use world::{Level, World, WorldOptions, binaries_folder, image_folder};

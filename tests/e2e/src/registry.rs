@@ -64,9 +64,7 @@ impl Registry {
         let mut layers = Vec::new();
         for layer in &image.layers {
             self.put_blob(node, name, &layer.gzip)?;
-            layers.push(json!({
-                "mediaType": "application/vnd.oci.image.layer.v1.tar+gzip", "digest": digest(&layer.gzip), "size": layer.gzip.len(),
-            }));
+            layers.push(json!({ "mediaType": layer.media_type, "digest": layer.digest(), "size": layer.gzip.len() }));
         }
         let manifest = json!({
             "schemaVersion": 2,

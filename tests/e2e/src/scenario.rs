@@ -19,7 +19,7 @@ use anyhow::{Context as _, Result};
 pub use container::Container;
 pub use pod::{Pod, RunningPod};
 pub use running::Running;
-pub use story::Story;
+pub use story::{Naming, Story};
 
 use crate::{Handler, Rig, Version};
 use transcript::Transcript;

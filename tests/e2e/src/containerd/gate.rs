@@ -88,7 +88,9 @@ fn pass(client: &TcpStream, registry: SocketAddr, ledger: &Ledger) -> Result<()>
     while !head.ends_with("\r\n\r\n") {
         ensure!(reader.read_line(&mut head)? > 0, "the client hung up");
     }
-    let path = head.split(' ').nth(1).context("no path")?.to_owned();
+    // containerd says by a query which registry it means.
+    let target = head.split(' ').nth(1).context("no path")?;
+    let path = target.split('?').next().unwrap_or_default().to_owned();
     let digest = path.rsplit('/').next().unwrap_or_default();
     if lock(&ledger.refused).contains(digest) {
         (&*client).write_all(b"HTTP/1.1 403 Forbidden\r\nConnection: close\r\nContent-Length: 0\r\n\r\n")?;

@@ -19,6 +19,7 @@ struct Shared {
     cri: Cri,
     handler: Handler,
     name: &'static str,
+    naming: Naming,
     transcript: Mutex<Transcript>,
     /// What has a different value in every telling, and its role.
     roles: Mutex<Vec<(String, String)>>,
@@ -26,16 +27,37 @@ struct Shared {
     pods: Mutex<Vec<(String, String)>>,
 }
 
+/// How a pull says which handler the image is for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Naming {
+    /// Both ways, as a kubelet with the feature RuntimeClassInImageCriApi does.
+    Both,
+    /// By the annotation `io.containerd.cri.runtime-handler` of the pod, which the kubelet passes on.
+    Annotation,
+    /// By the field `runtime_handler` of the image specification, which containerd 1.7 does not know.
+    Field,
+    /// Not at all, as other kubelets do.
+    Silent,
+    /// There is no pull: the image must be there.
+    NoPull,
+}
+
 impl Story {
     /// Begins to tell a story; a test that is no scenario cleans up itself.
     pub async fn begin(rig: Arc<Rig>, handler: Handler, name: &'static str) -> Result<Self> {
+        Self::begin_with(rig, handler, name, Naming::Both).await
+    }
+
+    /// [`Story::begin`] with another way to pull.
+    pub async fn begin_with(rig: Arc<Rig>, handler: Handler, name: &'static str, naming: Naming) -> Result<Self> {
         let cri = rig.cri().await?;
         let roles = vec![
             (rig.world().registry_host(), "<registry>".to_owned()),
             (rig.world().folder().display().to_string(), "<node>".to_owned()),
             (rig.cgroup_parent(), "<cgroup>".to_owned()),
         ];
-        let shared = Shared { rig, cri, handler, name, transcript: Mutex::default(), roles: Mutex::new(roles), pods: Mutex::default() };
+        let shared =
+            Shared { rig, cri, handler, name, naming, transcript: Mutex::default(), roles: Mutex::new(roles), pods: Mutex::default() };
         Ok(Self { shared: Arc::new(shared) })
     }
 
@@ -124,19 +146,38 @@ impl Story {
 
     /// Pulls an image for this telling's handler.
     pub(super) async fn pull(&self, image: &str, sandbox: &v1::PodSandboxConfig) -> Result<(), tonic::Status> {
-        let spec = self.image_spec(image);
-        let request = v1::PullImageRequest { image: Some(spec), auth: None, sandbox_config: Some(sandbox.clone()) };
+        if self.shared.naming == Naming::NoPull {
+            return Ok(());
+        }
+        let mut sandbox = sandbox.clone();
+        if self.is_named(Naming::Annotation) {
+            sandbox.annotations.insert(RUNTIME_HANDLER.to_owned(), self.shared.handler.name().to_owned());
+        } else {
+            sandbox.annotations.remove(RUNTIME_HANDLER);
+        }
+        let request = v1::PullImageRequest { image: Some(self.image_spec(image)), auth: None, sandbox_config: Some(sandbox) };
         self.cri().images.clone().pull_image(request).await.map(|_| ())
+    }
+
+    /// Pulls an image of the registry for this telling's handler, without a pod.
+    pub async fn pull_alone(&self, image: &str) -> Result<()> {
+        let image = self.rig().image(image);
+        Ok(self.pull(&image, &v1::PodSandboxConfig::default()).await?)
     }
 
     pub(super) fn image_spec(&self, image: &str) -> v1::ImageSpec {
         let handler = self.shared.handler.name().to_owned();
+        let annotation = self.is_named(Naming::Annotation).then(|| (RUNTIME_HANDLER.to_owned(), handler.clone()));
         v1::ImageSpec {
             image: image.to_owned(),
-            annotations: [(RUNTIME_HANDLER.to_owned(), handler.clone())].into(),
+            annotations: annotation.into_iter().collect(),
             user_specified_image: image.to_owned(),
-            runtime_handler: handler,
+            runtime_handler: if self.is_named(Naming::Field) { handler } else { String::new() },
         }
+    }
+
+    fn is_named(&self, way: Naming) -> bool {
+        matches!(self.shared.naming, Naming::Both | Naming::NoPull) || self.shared.naming == way
     }
 
     fn plain(&self, text: &str) -> String {
