@@ -1,5 +1,6 @@
 //! Benchmarks against the budgets of the design; each figure stands beside a baseline measured in the same run.
 
+mod cri;
 mod figure;
 mod memory;
 mod pull;
@@ -8,7 +9,7 @@ mod tunnel;
 
 use anyhow::{Result, bail};
 
-const NAMES: &[&str] = &["tunnel", "start", "memory", "pull"];
+const NAMES: &[&str] = &["tunnel", "start", "memory", "pull", "cri"];
 
 fn main() -> Result<()> {
     let mut is_json = false;
@@ -26,6 +27,7 @@ fn main() -> Result<()> {
             "tunnel" => runtime.block_on(tunnel::run())?,
             "start" => runtime.block_on(start::run())?,
             "memory" => runtime.block_on(memory::run())?,
+            "cri" => runtime.block_on(cri::run())?,
             _ => runtime.block_on(pull::run())?,
         };
         for figure in figures {

@@ -59,7 +59,7 @@ async fn pod(world: &mut World, seed: u64, image: &str) -> Result<KataShim> {
 }
 
 /// A process's memory once two readings half a second apart agree: it has done what the last pod gave it to do.
-fn settled_mib(pid: u32) -> Result<f64> {
+pub(crate) fn settled_mib(pid: u32) -> Result<f64> {
     let mut last = f64::NAN;
     let mut next = std::time::Instant::now();
     eventually("the daemon's memory settles", Duration::from_secs(30), || {
@@ -77,7 +77,8 @@ fn mean(pids: &[u32]) -> Result<f64> {
     Ok(sum / pids.len() as f64)
 }
 
-fn processes(is_wanted: impl Fn(&Path) -> bool) -> Result<Vec<u32>> {
+/// The processes of which this is true of their executable.
+pub(crate) fn processes(is_wanted: impl Fn(&Path) -> bool) -> Result<Vec<u32>> {
     let mut found = Vec::new();
     for entry in std::fs::read_dir("/proc")? {
         let entry = entry?;
