@@ -19,6 +19,7 @@ pub mod driver;
 pub mod gc;
 mod http;
 pub mod id;
+pub mod install;
 pub mod ledger;
 pub mod list;
 pub mod metrics;

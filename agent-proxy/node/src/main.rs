@@ -8,6 +8,7 @@ use clap::{Args, Parser, Subcommand};
 use peerpods_controller_api::config::{self, LogFormat};
 use peerpods_node::config::Config;
 use peerpods_node::daemon;
+use peerpods_node::install::command::{InstallArgs, Place, install, uninstall};
 use peerpods_node::list::{Listed, table};
 use peerpods_node::store::Store;
 use tracing_subscriber::EnvFilter;
@@ -37,6 +38,18 @@ enum Command {
         #[arg(long)]
         json: bool,
     },
+    /// Add the runtime and the snapshotter to containerd's configuration, and show every change
+    ///
+    /// Run it again after an upgrade or when a setting has changed; it changes only what differs. `uninstall` brings back the file as it
+    /// was, byte for byte, or takes out our entries alone when somebody else has changed the file since. containerd is not restarted.
+    Install {
+        #[command(flatten)]
+        config: ConfigArgs,
+        #[command(flatten)]
+        install: InstallArgs,
+    },
+    /// Undo `install`
+    Uninstall(Place),
     /// Look at the configuration
     #[command(subcommand)]
     Config(ConfigCommand),
@@ -99,6 +112,8 @@ fn run(command: Command) -> Result<()> {
             }
             Ok(())
         }
+        Command::Install { config, install: args } => install(&args, &config.load()?, &mut std::io::stdout()),
+        Command::Uninstall(place) => uninstall(&place, &mut std::io::stdout()),
         Command::Config(ConfigCommand::Check(args)) => args.load().map(drop),
         Command::Config(ConfigCommand::Show(args)) => {
             print!("{}", config::show(&args.load()?)?);

@@ -1,8 +1,8 @@
-//! containerd's configuration, our snippet in it, CNI's, and the shim's.
+//! containerd's configuration as an operator has it, with our entries as `peerpods-node install` makes them; CNI's; the shim's.
 
 use std::path::Path;
 
-use anyhow::Result;
+use anyhow::{Context as _, Result, ensure};
 
 use super::{Rig, Version};
 
@@ -36,6 +36,20 @@ pub(super) fn write(rig: &Rig) -> Result<()> {
         Version::V2 => version_2(folder, &rig.image("pause")),
     };
     std::fs::write(folder.join("containerd.toml"), text)?;
+    install(rig)
+}
+
+/// What an operator does.
+fn install(rig: &Rig) -> Result<()> {
+    let folder = rig.folder();
+    let mut command = rig.world.netns().command(crate::binaries_folder()?.join("peerpods-node"));
+    command.arg("install").arg("--config").arg(folder.join("node.toml")).arg("--shim-config").arg(folder.join("shim.toml"));
+    command.arg("--containerd-config").arg(folder.join("containerd.toml")).arg("--state-dir").arg(folder.join("install"));
+    command.arg("--containerd").arg(rig.options.version.programs()?.join("containerd"));
+    let output = command.output().context("peerpods-node install")?;
+    let said = String::from_utf8_lossy(&output.stdout).into_owned();
+    ensure!(output.status.success(), "peerpods-node install: {said}{}", String::from_utf8_lossy(&output.stderr));
+    ensure!(said.contains("containerd sees runtime peer-pods"), "{said}");
     Ok(())
 }
 
@@ -52,16 +66,12 @@ level = "debug"
 
 [grpc]
 address = "{folder}/c.sock"
-
-[proxy_plugins.peerpods]
-type = "snapshot"
-address = "{folder}/snapshotter.sock"
 "#
     )
 }
 
-/// The runtimes of both versions; `at` is the table that holds them.
-fn runtimes(at: &str, folder: &str) -> String {
+/// runc in both versions; `at` is the table that holds them.
+fn runc(at: &str) -> String {
     format!(
         r#"
 [{at}.runc]
@@ -69,14 +79,6 @@ runtime_type = "io.containerd.runc.v2"
 [{at}.runc.options]
 BinaryName = "/usr/sbin/runc"
 SystemdCgroup = false
-
-[{at}.peer-pods]
-runtime_type = "io.containerd.peerpods.v2"
-snapshotter = "peerpods"
-privileged_without_host_devices = true
-pod_annotations = ["io.katacontainers.*", "peerpods.io/*"]
-[{at}.peer-pods.options]
-ConfigPath = "{folder}/shim.toml"
 "#
     )
 }
@@ -102,9 +104,9 @@ config_path = "{folder}/certs.d"
 [plugins."io.containerd.grpc.v1.cri".containerd]
 snapshotter = "overlayfs"
 default_runtime_name = "runc"
-{runtimes}"#,
+{runc}"#,
         head = head(2, &folder),
-        runtimes = runtimes("plugins.\"io.containerd.grpc.v1.cri\".containerd.runtimes", &folder),
+        runc = runc("plugins.\"io.containerd.grpc.v1.cri\".containerd.runtimes"),
     )
 }
 
@@ -114,14 +116,10 @@ fn version_2(folder: &Path, pause: &str) -> String {
         r#"{head}
 [plugins."io.containerd.cri.v1.images"]
 snapshotter = "overlayfs"
-use_local_image_pull = true
 [plugins."io.containerd.cri.v1.images".pinned_images]
 sandbox = "{pause}"
 [plugins."io.containerd.cri.v1.images".registry]
 config_path = "{folder}/certs.d"
-[plugins."io.containerd.cri.v1.images".runtime_platforms.peer-pods]
-platform = "linux/amd64"
-snapshotter = "peerpods"
 
 [plugins."io.containerd.grpc.v1.cri"]
 stream_server_address = "127.0.0.1"
@@ -137,9 +135,9 @@ bin_dir = "/usr/lib/cni"
 conf_dir = "{folder}/cni"
 [plugins."io.containerd.cri.v1.runtime".containerd]
 default_runtime_name = "runc"
-{runtimes}"#,
+{runc}"#,
         head = head(3, &folder),
-        runtimes = runtimes("plugins.\"io.containerd.cri.v1.runtime\".containerd.runtimes", &folder),
+        runc = runc("plugins.\"io.containerd.cri.v1.runtime\".containerd.runtimes"),
     )
 }
 
