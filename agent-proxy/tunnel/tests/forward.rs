@@ -23,8 +23,10 @@ async fn bound(world: &World) -> (PodVm, AgentDialer) {
 }
 
 /// Answers every stream of the VM: port 7 is `server`, others are refused by number.
-fn serve(mut vm: PodVm, server: std::net::SocketAddr) {
+fn serve(vm: PodVm, server: std::net::SocketAddr) {
     tokio::spawn(async move {
+        // The whole of it: without its other fields it serves nobody.
+        let mut vm = vm;
         while let Some(stream) = vm.forwards.recv().await {
             tokio::spawn(forward::serve(stream, move |port| async move {
                 match port {

@@ -42,10 +42,10 @@ const EXAMPLES: &str = r#"A configuration that needs no cloud:
   tee = "sample"                        # protects nothing: for trials
   root_of_trust = "insecure"
 
-  [class.trusted]                       # for pods with the annotation peerpods.io/class: trusted
+  [class.trusted]                       # annotation peerpods.io/class: trusted
   tee = "sample"
   root_of_trust = "insecure"
-  host_access = ["host-path", "privileged"]   # read-only copies of node files; privileged inside the pod VM
+  host_access = ["host-path", "privileged"]
 
 Any key may also be given as an environment variable (PEERPODS_PROVIDER__LOCAL__LEVEL=qemu) or with --set
 (--set provider.local.level=qemu); --set wins over the environment, the environment over the file.

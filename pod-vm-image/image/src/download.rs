@@ -1,4 +1,6 @@
 //! A layer's way from the socket to the thread that unpacks it: a bounded channel of the chunks as they arrive.
+//!
+//! A download that breaks goes on where it broke; whether the pieces belong together is for the digest to say.
 
 use std::io::{self, BufRead, Read};
 
@@ -7,6 +9,7 @@ use reqwest::Response;
 use tokio::sync::mpsc;
 
 use crate::digest::Hasher;
+use crate::patience::Patience;
 use crate::transport::Repository;
 use crate::{Digest, PullError};
 
@@ -42,37 +45,79 @@ pub(crate) fn channel(expected: &Digest) -> (Feeder, Compressed) {
     (Feeder(sender), Compressed { steps, chunk: Bytes::new(), ended: false, hasher: expected.hasher(), received: 0 })
 }
 
+/// What is downloaded.
+pub(crate) struct Source<'a> {
+    pub(crate) repository: &'a Repository,
+    pub(crate) digest: &'a Digest,
+    /// For errors.
+    pub(crate) what: &'a str,
+    pub(crate) size: u64,
+}
+
+/// How far one response got.
+enum Poured {
+    /// To the end, or the reader has gone, which then has an error of its own.
+    All,
+    /// It broke; more may come of another try.
+    Broken(PullError),
+}
+
 impl Feeder {
-    /// Sends a response's body on. Success means that the announced number of bytes went into the channel, or that the reader has
-    /// gone, which then has an error of its own.
-    pub(crate) async fn feed(
-        self,
+    /// Sends the content on. Success means that all of it went into the channel, or that the reader has gone.
+    pub(crate) async fn feed(self, source: &Source<'_>, mut received: impl FnMut(u64)) -> Result<(), PullError> {
+        let repository = source.repository;
+        let mut patience = Patience::new(repository.limits());
+        let (mut got, mut resumes) = (0, 0);
+        loop {
+            let before = got;
+            let poured = match repository.blob_from(source.digest, source.what, got, source.size).await {
+                Ok((response, skip)) => self.pour(response, skip, source, &mut got, &mut received).await?,
+                Err(error @ PullError::Unreachable { .. }) if got > 0 => Poured::Broken(error),
+                Err(error) => return Err(error),
+            };
+            let Poured::Broken(error) = poured else { return Ok(()) };
+            if got > before {
+                patience.begin_again();
+            }
+            resumes += 1;
+            let pause = patience.next(None).filter(|_| resumes <= repository.limits().resumes);
+            let Some(pause) = pause else { return Err(error) };
+            tracing::info!(registry = repository.registry(), got, size = source.size, ?pause, "the download of {} broke", source.what);
+            tokio::time::sleep(pause).await;
+        }
+    }
+
+    async fn pour(
+        &self,
         mut response: Response,
-        repository: &Repository,
-        what: &str,
-        size: u64,
-        mut received: impl FnMut(u64),
-    ) -> Result<(), PullError> {
-        let mut got: u64 = 0;
+        mut skip: u64,
+        source: &Source<'_>,
+        got: &mut u64,
+        received: &mut impl FnMut(u64),
+    ) -> Result<Poured, PullError> {
+        let &Source { repository, what, size, .. } = source;
         loop {
             match response.chunk().await {
-                Ok(Some(chunk)) => {
-                    got += chunk.len() as u64;
-                    if got > size {
+                Ok(Some(mut chunk)) => {
+                    let known = skip.min(chunk.len() as u64);
+                    chunk.advance(usize::try_from(known).unwrap_or(chunk.len()));
+                    skip -= known;
+                    *got += chunk.len() as u64;
+                    if *got > size {
                         return Err(repository.unusable("a layer", format!("{what} is longer than the {size} bytes of its descriptor")));
                     }
                     if self.0.send(Step::Chunk(chunk)).await.is_err() {
-                        return Ok(());
+                        return Ok(Poured::All);
                     }
-                    received(got);
+                    received(*got);
                 }
-                Ok(None) if got < size => return Err(repository.truncated(what, size, got, None)),
+                Ok(None) if *got < size => return Ok(Poured::Broken(repository.truncated(what, size, *got, None))),
                 Ok(None) => {
                     // A reader that has gone reports why by itself.
                     let _ = self.0.send(Step::End).await;
-                    return Ok(());
+                    return Ok(Poured::All);
                 }
-                Err(error) => return Err(repository.truncated(what, size, got, Some(error.without_url().into()))),
+                Err(error) => return Ok(Poured::Broken(repository.truncated(what, size, *got, Some(error.without_url().into())))),
             }
         }
     }

@@ -68,6 +68,20 @@ pub enum PullError {
         /// Host and port.
         registry: String,
     },
+    /// The registry is busy for longer than this pull waits.
+    #[error("registry {registry} is too busy for {what} of {reference}{}{reason}; next: try later, name credentials or a mirror", asked(*wait))]
+    RateLimited {
+        /// What was asked for.
+        reference: String,
+        /// Host and port.
+        registry: String,
+        /// Manifest, configuration or a layer.
+        what: String,
+        /// How long the registry asks to wait, if it says so.
+        wait: Option<std::time::Duration>,
+        /// What the registry says, with a colon before it; empty when it says nothing short.
+        reason: String,
+    },
     /// Any other answer than success.
     #[error("registry {registry} answered {status} for {what} of {reference}")]
     Status {
@@ -140,7 +154,7 @@ pub enum PullError {
         reference: String,
     },
     /// A layer's format is not supported.
-    #[error("layer {digest} of {reference} is {media_type}: this version reads plain and gzip tar layers only")]
+    #[error("layer {digest} of {reference} is {media_type}: this version reads plain, gzip and zstd tar layers only")]
     UnsupportedLayer {
         /// What was asked for.
         reference: String,
@@ -185,6 +199,10 @@ pub enum PullError {
         /// What was asked for.
         reference: String,
     },
+}
+
+fn asked(wait: Option<std::time::Duration>) -> String {
+    wait.map_or_else(String::new, |wait| format!(" and asks to wait {} s", wait.as_secs()))
 }
 
 /// Why a layer was refused. Paths are as in the archive, escaped.

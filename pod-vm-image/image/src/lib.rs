@@ -12,7 +12,9 @@
 //! Concurrent pulls that need the same layer wait for one download. Dropping a pull's future stops its download, and the
 //! unpacking thread then removes what it wrote.
 //!
-//! What it does not do yet: zstd layers (a typed error), encrypted layers, signatures, resuming a broken download.
+//! A download that breaks is continued where it broke, and a registry that is busy is waited for, both within limits.
+//!
+//! What it does not do yet: encrypted layers (a typed error), signatures.
 
 mod auth;
 mod challenge;
@@ -22,7 +24,9 @@ mod error;
 mod limits;
 mod manifest;
 mod mount;
+mod patience;
 mod policy;
+mod proxies;
 mod pull;
 mod registries;
 mod resource;
@@ -35,6 +39,7 @@ pub use digest::{Digest, DigestError};
 pub use error::{LayerError, MountError, OpenError, PullError};
 pub use limits::Limits;
 pub use policy::{PolicyError, PullPolicy};
+pub use proxies::{Proxies, ProxyError};
 pub use pull::{LayerProgress, Progress, PulledImage};
 pub use registries::{Registries, RegistriesError};
 pub use resource::{ResourceError, ResourceSource};

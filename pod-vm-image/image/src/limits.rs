@@ -31,6 +31,15 @@ pub struct Limits {
     pub connect_timeout: Duration,
     /// How long a registry may send nothing.
     pub read_timeout: Duration,
+    /// Tries after the first one that may come to nothing, one after the other: of a request that the registry cannot serve now, or of
+    /// a layer whose download breaks.
+    pub retries: u32,
+    /// How often a layer's download may be continued in all.
+    pub resumes: u32,
+    /// Before the first of the tries; doubles with each.
+    pub retry_pause: Duration,
+    /// How long one request may wait for a registry in all. One that asks for more is given up.
+    pub retry_within: Duration,
 }
 
 impl Default for Limits {
@@ -49,6 +58,10 @@ impl Default for Limits {
             concurrent_layers: 3,
             connect_timeout: Duration::from_secs(10),
             read_timeout: Duration::from_secs(30),
+            retries: 4,
+            resumes: 64,
+            retry_pause: Duration::from_millis(500),
+            retry_within: Duration::from_secs(60),
         }
     }
 }

@@ -41,6 +41,7 @@ pub(crate) struct Blob {
 pub(crate) enum Compression {
     Plain,
     Gzip,
+    Zstd,
 }
 
 /// Why a document is of no use.
@@ -122,6 +123,7 @@ fn blob(raw: RawDescriptor) -> Result<Blob, Unfit> {
     let compression = match raw.media_type.as_str() {
         "application/vnd.oci.image.layer.v1.tar" | "application/vnd.docker.image.rootfs.diff.tar" => Compression::Plain,
         "application/vnd.oci.image.layer.v1.tar+gzip" | "application/vnd.docker.image.rootfs.diff.tar.gzip" => Compression::Gzip,
+        "application/vnd.oci.image.layer.v1.tar+zstd" | "application/vnd.docker.image.rootfs.diff.tar.zstd" => Compression::Zstd,
         _ => return Err(Unfit::UnsupportedLayer { digest: raw.digest, media_type: raw.media_type.chars().take(160).collect() }),
     };
     Ok(Blob { digest: raw.digest, size: raw.size, compression })
@@ -211,8 +213,10 @@ mod tests {
     }
 
     #[test]
-    fn zstd_and_encrypted_layers_are_named() {
-        for media_type in ["application/vnd.oci.image.layer.v1.tar+zstd", "application/vnd.oci.image.layer.v1.tar+gzip+encrypted", ""] {
+    fn encrypted_and_unknown_layers_are_named() {
+        for media_type in
+            ["application/vnd.oci.image.layer.v1.tar+zstd+encrypted", "application/vnd.oci.image.layer.v1.tar+gzip+encrypted", ""]
+        {
             let manifest = json!({"schemaVersion": 2, "config": {"digest": digest('a'), "size": 1},
                 "layers": [{"digest": digest('b'), "size": 1, "mediaType": media_type}]});
             let expected = Unfit::UnsupportedLayer { digest: digest('b').parse().unwrap(), media_type: media_type.to_owned() };

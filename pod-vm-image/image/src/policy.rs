@@ -2,7 +2,7 @@
 
 use serde::Deserialize;
 
-use crate::{AuthError, Digest, Registries, RegistriesError, RegistryAuths, ResourceError, ResourceSource};
+use crate::{AuthError, Digest, Proxies, ProxyError, Registries, RegistriesError, RegistryAuths, ResourceError, ResourceSource};
 
 /// The settings of one pull. The default: HTTPS to the registry that the reference names, no credentials, nothing pinned.
 #[derive(Debug, Clone, Default)]
@@ -13,6 +13,8 @@ pub struct PullPolicy {
     pub auth: RegistryAuths,
     /// PEM certificates trusted in addition to the system's.
     pub extra_root_certificates: Vec<String>,
+    /// Between this machine and the registries.
+    pub proxies: Proxies,
     /// The digest the reference must resolve to: that of the index if it names an index, or of its linux/amd64 manifest.
     pub expected_manifest: Option<Digest>,
     /// The digest the image's configuration must have.
@@ -41,6 +43,9 @@ pub enum PolicyError {
     /// The registry configuration.
     #[error("cdh.toml: image.registry_config")]
     Registries(#[source] RegistriesError),
+    /// A proxy.
+    #[error("cdh.toml")]
+    Proxies(#[source] ProxyError),
     /// The registry configuration is not text.
     #[error("the registry configuration {uri} is not UTF-8")]
     NotText {
@@ -73,7 +78,7 @@ struct ImageTable {
     image_security_policy_uri: Option<toml::Value>,
     sigstore_config: Option<toml::Value>,
     sigstore_config_uri: Option<toml::Value>,
-    image_pull_proxy: Option<toml::Value>,
+    image_pull_proxy: Proxies,
     /// The store's folder and its limits are the guest's own business.
     #[serde(rename = "work_dir")]
     _work_dir: Option<toml::Value>,
@@ -83,7 +88,7 @@ struct ImageTable {
 
 impl PullPolicy {
     /// Reads the `[image]` table of initdata's `cdh.toml`, in the form of the Confidential Data Hub: `registry_config` (an inline
-    /// registries.conf, which wins over `registry_configuration_uri`), `authenticated_registry_credentials_uri` and
+    /// registries.conf, which wins over `registry_configuration_uri`), `authenticated_registry_credentials_uri`, `image_pull_proxy` and
     /// `extra_root_certificates`. Without the table the policy is the default one.
     ///
     /// Resources that it names have to be read with [`PullPolicy::load`] before a pull.
@@ -95,7 +100,6 @@ impl PullPolicy {
             ("image_security_policy_uri", image.image_security_policy_uri),
             ("sigstore_config", image.sigstore_config),
             ("sigstore_config_uri", image.sigstore_config_uri),
-            ("image_pull_proxy", image.image_pull_proxy),
         ];
         if let Some((key, _)) = unsupported.into_iter().find(|(_, value)| value.is_some()) {
             return Err(PolicyError::Unsupported { key });
@@ -105,6 +109,7 @@ impl PullPolicy {
         Ok(Self {
             registries: registries.unwrap_or_default(),
             extra_root_certificates: image.extra_root_certificates,
+            proxies: image.image_pull_proxy.check().map_err(PolicyError::Proxies)?,
             auth_uri: image.authenticated_registry_credentials_uri,
             registries_uri,
             ..Self::default()

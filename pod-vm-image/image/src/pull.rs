@@ -7,7 +7,7 @@ use oci_spec::image::ImageConfiguration;
 use rustix::io::Errno;
 use tokio::sync::{oneshot, watch};
 
-use crate::download;
+use crate::download::{self, Source};
 use crate::manifest::{Blob, Config, Descriptor, Document, Manifest, Unfit, chain_ids};
 use crate::registries::Endpoint;
 use crate::store::{Inner, Temporary};
@@ -84,7 +84,7 @@ impl Store {
         let parsed: Reference =
             reference.parse().map_err(|error| PullError::Reference { reference: reference.to_owned(), source: Box::new(error) })?;
         let places = policy.registries.endpoints(&parsed).map_err(|_| PullError::Blocked { reference: reference.to_owned() })?;
-        let transport = Transport::new(self.inner.limits(), &self.inner.config.root_certificates, &policy.extra_root_certificates)
+        let transport = Transport::new(self.inner.limits(), &self.inner.config.root_certificates, policy)
             .map_err(|source| PullError::Client { source })?;
         let _layers_stay = self.inner.layers_in_use.read().await;
         let mut failure = PullError::Unusable {
@@ -238,7 +238,6 @@ impl Layers<'_> {
     async fn fetch(&self, index: usize, blob: &Blob) -> Result<(Temporary, Unpacked), PullError> {
         let what = format!("layer {}", blob.digest);
         let store = |action| move |source| PullError::Store { action, source };
-        let response = self.repository.blob(&blob.digest, &what).await?;
         let temporary = self.store.temporary().map_err(store("make a folder"))?;
         let (feeder, compressed) = download::channel(&blob.digest);
         let job = Job {
@@ -253,7 +252,7 @@ impl Layers<'_> {
         // The thread ends when the feeder goes away, so it needs no other owner; it has the folder, so that nothing removes that too early.
         let thread = tokio::task::spawn_blocking(move || unpack::unpack(job).map(|unpacked| (temporary, unpacked)));
         let received = |bytes| self.report(index, |layer| layer.received = bytes);
-        feeder.feed(response, self.repository, &what, blob.size, received).await?;
+        feeder.feed(&Source { repository: self.repository, digest: &blob.digest, what: &what, size: blob.size }, received).await?;
         let unpacked = thread.await.map_err(|_| self.interrupted())?;
         unpacked.map_err(|failure| self.explain(failure, blob, &what))
     }

@@ -5,10 +5,11 @@
 
 use std::path::Path;
 use std::sync::{Arc, Mutex, PoisonError};
+use std::time::SystemTime;
 
 use bytes::{Bytes, BytesMut};
-use reqwest::header::{ACCEPT, AUTHORIZATION, HeaderValue, WWW_AUTHENTICATE};
-use reqwest::{Response, StatusCode, Url};
+use reqwest::header::{ACCEPT, AUTHORIZATION, CONTENT_RANGE, HeaderValue, RANGE, RETRY_AFTER, WWW_AUTHENTICATE};
+use reqwest::{RequestBuilder, Response, StatusCode, Url};
 use rustls::pki_types::CertificateDer;
 use rustls::pki_types::pem::PemObject as _;
 use serde::Deserialize;
@@ -16,18 +17,21 @@ use serde::Deserialize;
 use crate::auth::Basic;
 use crate::challenge::{self, Challenge};
 use crate::error::BoxError;
+use crate::patience::{Patience, is_passing, retry_after};
 use crate::registries::{Endpoint, Scheme};
-use crate::{Digest, Limits, PullError};
+use crate::{Digest, Limits, PullError, PullPolicy};
 
 /// An HTTP client with its roots of trust.
 #[derive(Clone)]
 pub(crate) struct Transport {
     http: reqwest::Client,
+    limits: Limits,
 }
 
 /// One repository of one registry, for one pull.
 pub(crate) struct Repository {
     http: reqwest::Client,
+    limits: Limits,
     /// `https://host:port/v2/name`.
     base: String,
     endpoint: Endpoint,
@@ -41,12 +45,16 @@ pub(crate) struct Repository {
 /// Bytes of a token service's answer. Tokens with many claims have a few KiB.
 const MAX_TOKEN_BYTES: u64 = 256 << 10;
 
+/// Bytes of a refusal that are looked at, and characters of it that are shown.
+const MAX_REFUSAL_BYTES: usize = 16 << 10;
+const MAX_REASON: usize = 200;
+
 /// Redirects followed; registries use one, to their blob storage.
 const MAX_REDIRECTS: usize = 5;
 
 impl Transport {
-    /// Trusts the certificates of the bundle, where there is one, and the extra ones.
-    pub(crate) fn new(limits: &Limits, bundle: &Path, extra: &[String]) -> Result<Self, BoxError> {
+    /// Trusts the certificates of the bundle, where there is one, and the policy's; goes through the policy's proxies.
+    pub(crate) fn new(limits: &Limits, bundle: &Path, policy: &PullPolicy) -> Result<Self, BoxError> {
         let mut roots = rustls::RootCertStore::empty();
         match std::fs::read(bundle) {
             // Bundles hold certificates that webpki does not take; those are left out, as everywhere.
@@ -54,7 +62,7 @@ impl Transport {
             Err(error) if error.kind() == std::io::ErrorKind::NotFound => {}
             Err(error) => return Err(error.into()),
         }
-        for pem in extra {
+        for pem in &policy.extra_root_certificates {
             let before = roots.len();
             for certificate in CertificateDer::pem_slice_iter(pem.as_bytes()) {
                 roots.add(certificate?)?;
@@ -67,15 +75,17 @@ impl Transport {
             .with_safe_default_protocol_versions()?
             .with_root_certificates(roots)
             .with_no_client_auth();
-        let http = reqwest::Client::builder()
+        let mut builder = reqwest::Client::builder()
             .tls_backend_preconfigured(tls)
             .connect_timeout(limits.connect_timeout)
             .read_timeout(limits.read_timeout)
             .redirect(reqwest::redirect::Policy::custom(follow))
             .no_proxy()
-            .user_agent(concat!("peerpods/", env!("CARGO_PKG_VERSION")))
-            .build()?;
-        Ok(Self { http })
+            .user_agent(concat!("peerpods/", env!("CARGO_PKG_VERSION")));
+        for proxy in policy.proxies.to_reqwest()? {
+            builder = builder.proxy(proxy);
+        }
+        Ok(Self { http: builder.build()?, limits: limits.clone() })
     }
 
     pub(crate) fn repository(&self, endpoint: Endpoint, basic: Option<Basic>, asked: &str) -> Repository {
@@ -84,7 +94,8 @@ impl Transport {
             Scheme::Https => "https",
         };
         let base = format!("{scheme}://{}/v2/{}", endpoint.reference.resolve_registry(), endpoint.reference.repository());
-        Repository { http: self.http.clone(), base, endpoint, basic, authorization: Mutex::new(None), asked: asked.to_owned() }
+        let limits = self.limits.clone();
+        Repository { http: self.http.clone(), limits, base, endpoint, basic, authorization: Mutex::new(None), asked: asked.to_owned() }
     }
 }
 
@@ -98,10 +109,44 @@ fn follow(attempt: reqwest::redirect::Attempt<'_>) -> reqwest::redirect::Action 
     }
 }
 
+/// What is asked for besides the URL.
+#[derive(Clone, Copy)]
+struct Wanted {
+    accept: &'static str,
+    /// The first byte; those before it are there already.
+    first: u64,
+}
+
+/// The distribution protocol's form of an error.
+#[derive(Deserialize)]
+struct Refusal {
+    errors: Vec<RefusalReason>,
+}
+
+#[derive(Deserialize)]
+struct RefusalReason {
+    message: String,
+}
+
 #[derive(Deserialize)]
 struct TokenAnswer {
     token: Option<String>,
     access_token: Option<String>,
+}
+
+/// Why a registry refuses, in its own words and with a colon before them, as far as they are short and printable.
+async fn reason(mut response: Response) -> String {
+    let mut body = Vec::new();
+    while let Ok(Some(chunk)) = response.chunk().await {
+        if body.len() + chunk.len() > MAX_REFUSAL_BYTES {
+            return String::new();
+        }
+        body.extend_from_slice(&chunk);
+    }
+    let refusal: Option<Refusal> = serde_json::from_slice(&body).ok();
+    let message = refusal.and_then(|refusal| refusal.errors.into_iter().next()).map(|reason| reason.message).unwrap_or_default();
+    let text: String = message.chars().filter(|c| !c.is_control()).take(MAX_REASON).collect();
+    if text.is_empty() { text } else { format!(": {text}") }
 }
 
 impl Repository {
@@ -133,15 +178,42 @@ impl Repository {
         self.read(response, limit, what).await
     }
 
+    pub(crate) fn limits(&self) -> &Limits {
+        &self.limits
+    }
+
     /// A blob whose body the caller reads.
-    pub(crate) async fn blob(&self, digest: &Digest, what: &str) -> Result<Response, PullError> {
+    async fn blob(&self, digest: &Digest, what: &str) -> Result<Response, PullError> {
         let response = self.get(&format!("{}/blobs/{digest}", self.base), "*/*", what).await?;
         self.success(response, what)
     }
 
-    async fn get(&self, url: &str, accept: &str, what: &str) -> Result<Response, PullError> {
+    /// A blob from this byte on. With the body comes how many of its bytes are to be left out, since a registry may send all of them.
+    pub(crate) async fn blob_from(&self, digest: &Digest, what: &str, first: u64, size: u64) -> Result<(Response, u64), PullError> {
+        if first == 0 {
+            return Ok((self.blob(digest, what).await?, 0));
+        }
+        let wanted = Wanted { accept: "*/*", first };
+        let response = self.get_as(&format!("{}/blobs/{digest}", self.base), wanted, what).await?;
+        if response.status() != StatusCode::PARTIAL_CONTENT {
+            return Ok((self.success(response, what)?, first));
+        }
+        let range = response.headers().get(CONTENT_RANGE).and_then(|range| range.to_str().ok()).unwrap_or_default();
+        let last = size.saturating_sub(1);
+        if range != format!("bytes {first}-{last}/{size}") && range != format!("bytes {first}-{last}/*") {
+            let range: String = range.chars().take(80).collect();
+            return Err(self.unusable("a layer", format!("bytes from {first} of {size} were asked for and {range:?} came")));
+        }
+        Ok((response, 0))
+    }
+
+    async fn get(&self, url: &str, accept: &'static str, what: &str) -> Result<Response, PullError> {
+        self.get_as(url, Wanted { accept, first: 0 }, what).await
+    }
+
+    async fn get_as(&self, url: &str, wanted: Wanted, what: &str) -> Result<Response, PullError> {
         let used = self.authorization();
-        let response = self.send(url, accept, used.as_ref()).await?;
+        let response = self.send(url, wanted, used.as_ref(), what).await?;
         if response.status() != StatusCode::UNAUTHORIZED {
             return Ok(response);
         }
@@ -152,19 +224,50 @@ impl Repository {
             None => self.authorize(&response, what).await?,
         };
         *self.authorization.lock().unwrap_or_else(PoisonError::into_inner) = Some(authorization.clone());
-        self.send(url, accept, Some(&authorization)).await
+        self.send(url, wanted, Some(&authorization), what).await
     }
 
     fn authorization(&self) -> Option<HeaderValue> {
         self.authorization.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
-    async fn send(&self, url: &str, accept: &str, authorization: Option<&HeaderValue>) -> Result<Response, PullError> {
-        let mut request = self.http.get(url).header(ACCEPT, accept);
-        if let Some(authorization) = authorization {
-            request = request.header(AUTHORIZATION, authorization);
+    async fn send(&self, url: &str, wanted: Wanted, authorization: Option<&HeaderValue>, what: &str) -> Result<Response, PullError> {
+        let request = || {
+            let mut request = self.http.get(url).header(ACCEPT, wanted.accept);
+            if wanted.first > 0 {
+                request = request.header(RANGE, format!("bytes={}-", wanted.first));
+            }
+            match authorization {
+                Some(authorization) => request.header(AUTHORIZATION, authorization),
+                None => request,
+            }
+        };
+        self.send_patiently(request, what).await
+    }
+
+    /// Waits for a registry that cannot answer now; gives its last answer.
+    async fn send_patiently(&self, request: impl Fn() -> RequestBuilder, what: &str) -> Result<Response, PullError> {
+        let mut patience = Patience::new(&self.limits);
+        loop {
+            let response = request().send().await.map_err(|error| self.unreachable(error.without_url()))?;
+            let status = response.status();
+            if !is_passing(status) {
+                return Ok(response);
+            }
+            let header = response.headers().get(RETRY_AFTER).and_then(|value| value.to_str().ok());
+            let asked = header.and_then(|header| retry_after(header, SystemTime::now()));
+            match patience.next(asked) {
+                Some(pause) => {
+                    tracing::info!(registry = self.registry(), status = status.as_u16(), ?pause, "the registry is busy with {what}");
+                    tokio::time::sleep(pause).await;
+                }
+                None if status == StatusCode::TOO_MANY_REQUESTS || asked.is_some() => {
+                    let (reference, registry, what) = (self.asked(), self.registry(), what.to_owned());
+                    return Err(PullError::RateLimited { reference, registry, what, wait: asked, reason: reason(response).await });
+                }
+                None => return Ok(response),
+            }
         }
-        request.send().await.map_err(|error| self.unreachable(error.without_url()))
     }
 
     /// Answers the challenge of a 401.
@@ -188,12 +291,16 @@ impl Repository {
         }
         url.query_pairs_mut().extend_pairs(service.map(|service| ("service", service)));
         url.query_pairs_mut().append_pair("scope", &format!("repository:{}:pull", self.endpoint.reference.repository()));
-        let mut request = self.http.get(url);
-        if let Some(basic) = &self.basic {
-            request = request.basic_auth(basic.user(), Some(basic.password()));
-        }
-        let response = request.send().await.map_err(|error| self.unreachable(error.without_url()))?;
-        let response = self.success(response, &format!("a token for the {what}"))?;
+        let request = || {
+            let request = self.http.get(url.clone());
+            match &self.basic {
+                Some(basic) => request.basic_auth(basic.user(), Some(basic.password())),
+                None => request,
+            }
+        };
+        let what = format!("a token for the {what}");
+        let response = self.send_patiently(request, &what).await?;
+        let response = self.success(response, &what)?;
         let body = self.read(response, MAX_TOKEN_BYTES, "token").await?;
         // The parser's message could quote the token.
         let answer: TokenAnswer = serde_json::from_slice(&body).map_err(|_| self.unusable("token", "not JSON with a token".to_owned()))?;

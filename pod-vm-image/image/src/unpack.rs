@@ -5,6 +5,7 @@ mod finish;
 mod meter;
 mod pending;
 mod tree;
+mod zstd;
 
 use std::io::{self, Read};
 use std::os::fd::OwnedFd;
@@ -74,7 +75,8 @@ pub(crate) fn unpack(job: Job) -> Result<Unpacked, Failure> {
     let note = root.with_extension("pending");
     let pending = Pending::create(&note).map_err(|error| Failure::Store("note a layer's folders", error))?;
     let mut tree = Tree::new(&root, &limits, pending).map_err(|error| Failure::Store("open a layer's folder", error))?;
-    let mut meter = Meter::new(Inflated::new(compressed, compression), &diff_id, &limits);
+    let inflated = Inflated::new(compressed, compression).map_err(|error| Failure::Store("set up the decompressor", error))?;
+    let mut meter = Meter::new(inflated, &diff_id, &limits);
 
     let written = write_all(&mut Archive::new(&mut meter, &limits), &mut tree, &mut space)
         .and_then(|()| io::copy(&mut meter, &mut io::sink()).map(drop).map_err(damaged));

@@ -20,7 +20,9 @@ use sha2::{Digest as _, Sha256};
 
 /// The budget of the guest: anonymous and shared memory above idle.
 const BUDGET_KIB: u64 = 64 << 10;
-const LAYER_BYTES: u64 = 160 << 20;
+const LAYER_BYTES: u64 = 96 << 20;
+/// So many that gzip and zstd are unpacked at once, as many as may be, each with its window.
+const LAYERS: u64 = 8;
 
 /// Writes through and hashes.
 struct Hashing<W>(W, Sha256, u64);
@@ -53,18 +55,34 @@ impl Read for Noise {
     }
 }
 
+type Sink = Hashing<BufWriter<File>>;
+
 /// A layer of one large file: digest, size, diff_id.
-fn layer(path: &Path, content: impl Read) -> (String, u64, String) {
+fn layer<W: Write>(path: &Path, content: impl Read, begin: impl FnOnce(Sink) -> W, end: impl FnOnce(W) -> Sink) -> (String, u64, String) {
     let compressed = Hashing(BufWriter::new(File::create(path).unwrap()), Sha256::new(), 0);
-    let mut tar = tar::Builder::new(Hashing(GzEncoder::new(compressed, Compression::fast()), Sha256::new(), 0));
+    let mut tar = tar::Builder::new(Hashing(begin(compressed), Sha256::new(), 0));
     let mut header = tar::Header::new_gnu();
     header.set_size(LAYER_BYTES);
     header.set_mode(0o644);
     tar.append_data(&mut header, path.file_name().unwrap(), content.take(LAYER_BYTES)).unwrap();
     let Hashing(encoder, diff_id, _) = tar.into_inner().unwrap();
-    let Hashing(mut file, digest, size) = encoder.finish().unwrap();
+    let Hashing(mut file, digest, size) = end(encoder);
     file.flush().unwrap();
     (format!("sha256:{}", hex::encode(digest.finalize())), size, format!("sha256:{}", hex::encode(diff_id.finalize())))
+}
+
+fn gzip(path: &Path, content: impl Read) -> (String, u64, String) {
+    layer(path, content, |sink| GzEncoder::new(sink, Compression::fast()), |encoder| encoder.finish().unwrap())
+}
+
+/// With the largest window that is taken.
+fn zstd(path: &Path, content: impl Read) -> (String, u64, String) {
+    let begin = |sink| {
+        let mut encoder = zstd::Encoder::new(sink, 1).unwrap();
+        encoder.window_log(23).unwrap();
+        encoder
+    };
+    layer(path, content, begin, |encoder| encoder.finish().unwrap())
 }
 
 fn memory_kib() -> u64 {
@@ -75,16 +93,32 @@ fn memory_kib() -> u64 {
     of("RssAnon:").unwrap() + of("RssShmem:").unwrap()
 }
 
+/// The guest's allocator gives large buffers back at once; the one of this machine keeps them unless it is told not to, and it is told by
+/// the environment that it is started with.
+const THRESHOLD: (&str, &str) = ("MALLOC_MMAP_THRESHOLD_", "1048576");
+
 #[test]
 fn pull_of_a_large_image_stays_in_its_budget() {
+    if std::env::var_os(THRESHOLD.0).is_some() {
+        return pull();
+    }
+    let mut again = std::process::Command::new(std::env::current_exe().unwrap());
+    assert!(again.args(["--nocapture"]).env(THRESHOLD.0, THRESHOLD.1).status().unwrap().success());
+}
+
+fn pull() {
     let folder = tempfile::tempdir().unwrap();
     let registry = Registry::start();
-    let layers: Vec<_> = (0..4_u64)
+    let layers: Vec<_> = (0..LAYERS)
         .map(|number| {
             let path = folder.path().join(format!("layer{number}"));
-            let made = if number % 2 == 0 { layer(&path, Noise(number + 1)) } else { layer(&path, std::io::repeat(7)) };
+            let (made, media_type) = match number % 4 {
+                0 => (gzip(&path, Noise(number + 1)), common::image::GZIP),
+                1 => (gzip(&path, std::io::repeat(7)), common::image::GZIP),
+                _ => (zstd(&path, Noise(number + 1)), common::image::ZSTD),
+            };
             registry.set(&format!("/v2/app/blobs/{}", made.0), Body::File(path));
-            made
+            (made.0, made.1, made.2, media_type)
         })
         .collect();
     let diff_ids: Vec<_> = layers.iter().map(|layer| &layer.2).collect();
@@ -92,7 +126,7 @@ fn pull_of_a_large_image_stays_in_its_budget() {
         json!({"architecture": "amd64", "os": "linux", "rootfs": {"type": "layers", "diff_ids": diff_ids}}).to_string().into_bytes();
     registry.set_blob("app", &config, Body::Bytes(config.clone()));
     let descriptors: Vec<_> =
-        layers.iter().map(|(digest, size, _)| json!({"mediaType": common::image::GZIP, "digest": digest, "size": size})).collect();
+        layers.iter().map(|(digest, size, _, media_type)| json!({"mediaType": media_type, "digest": digest, "size": size})).collect();
     let config = json!({"digest": common::image::digest(&config), "size": config.len()});
     registry.push_manifest("app", "1", json!({"schemaVersion": 2, "config": config, "layers": descriptors}).to_string().into_bytes());
 
@@ -113,8 +147,8 @@ fn pull_of_a_large_image_stays_in_its_budget() {
     stop.store(true, Ordering::Relaxed);
     watcher.join().unwrap();
     let pulled = pulled.unwrap_or_else(|error| panic!("{}", chain(&error)));
-    assert_eq!(pulled.layers.len(), 4);
+    assert_eq!(pulled.layers.len() as u64, LAYERS);
     let above = peak.load(Ordering::Relaxed).saturating_sub(idle);
-    println!("{} MiB of layers: peak {above} KiB above idle ({idle} KiB)", 4 * (LAYER_BYTES >> 20));
+    println!("{} MiB of layers: peak {above} KiB above idle ({idle} KiB)", LAYERS * (LAYER_BYTES >> 20));
     assert!(above <= BUDGET_KIB, "{above} KiB above idle, {BUDGET_KIB} KiB allowed");
 }

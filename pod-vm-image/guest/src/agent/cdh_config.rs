@@ -1,53 +1,37 @@
 //! `cdh.toml` of initdata: what the workload's owner says about image pulls.
 //!
-//! The file is the Confidential Data Hub's; here is the part of its `[image]` table that this guest can honour. A key that it
-//! cannot honour is an error by name, never ignored: an owner who asked for signatures must not get an unchecked image. Tables that
-//! have nothing to do with images are left alone.
+//! The file is the Confidential Data Hub's; [`PullPolicy::from_cdh_toml`] reads the part about images. What this guest cannot honour is an
+//! error by name, never ignored: an owner who asked for signatures must not get an unchecked image.
 
-use peerpods_image::{PullPolicy, Registries};
-use serde::Deserialize;
+use peerpods_image::{PolicyError, PullPolicy};
 
 /// Name of the file in initdata.
 const FILE: &str = "cdh.toml";
 
-#[derive(Debug, Default, Deserialize)]
-struct CdhConfig {
-    #[serde(default)]
-    image: Image,
-}
-
-#[derive(Debug, Default, Deserialize)]
-#[serde(deny_unknown_fields)]
-struct Image {
-    /// A table in the form of registries.conf.
-    registry_config: Option<toml::Table>,
-    /// PEM certificates.
-    #[serde(default)]
-    extra_root_certificates: Vec<String>,
-    /// Ours are decided by the guest; accepted because templates carry them.
-    #[serde(rename = "work_dir")]
-    _work_dir: Option<String>,
-    #[serde(rename = "max_concurrent_layer_downloads_per_image")]
-    _max_concurrent_layer_downloads_per_image: Option<u32>,
-}
-
 /// `cdh.toml` cannot be used.
 #[derive(Debug, thiserror::Error)]
 pub(super) enum CdhConfigError {
-    /// Not TOML, or a key of `[image]` that this guest cannot honour.
-    #[error("cdh.toml: {0}")]
-    Parse(#[from] toml::de::Error),
-    /// `registry_config` is not what it should be.
-    #[error("cdh.toml: {0}")]
-    Registries(#[from] peerpods_image::RegistriesError),
+    /// It says something that is wrong or not supported.
+    #[error(transparent)]
+    Policy(#[from] PolicyError),
+    /// It names a resource of a key broker.
+    #[error(
+        "cdh.toml: {uri} is to be had from a key broker, which this version does not ask: put registry_config inline, use no credentials"
+    )]
+    Resource {
+        /// The resource.
+        uri: String,
+    },
 }
 
 /// The policy of image pulls by the files of initdata; without `cdh.toml`: HTTPS, no credentials.
 pub(super) fn pull_policy<'a>(file: impl FnOnce(&str) -> Option<&'a str>) -> Result<PullPolicy, CdhConfigError> {
     let Some(text) = file(FILE) else { return Ok(PullPolicy::default()) };
-    let config: CdhConfig = toml::from_str(text)?;
-    let registries = config.image.registry_config.map_or(Ok(Registries::default()), Registries::from_table)?;
-    Ok(PullPolicy { registries, extra_root_certificates: config.image.extra_root_certificates, ..PullPolicy::default() })
+    let policy = PullPolicy::from_cdh_toml(text)?;
+    match policy.unread_resource() {
+        Some(uri) => Err(CdhConfigError::Resource { uri: uri.to_owned() }),
+        None => Ok(policy),
+    }
 }
 
 #[cfg(test)]
@@ -68,6 +52,13 @@ mod tests {
         let text = "[image]\nimage_security_policy_uri = \"kbs:///default/security-policy/test\"\n";
         let error = pull_policy(|_| Some(text)).expect_err("refused").to_string();
         assert!(error.contains("image_security_policy_uri"), "{error}");
+    }
+
+    #[test]
+    fn resources_of_a_broker_are_refused_by_name() {
+        let text = "[image]\nauthenticated_registry_credentials_uri = \"kbs:///default/credential/test\"\n";
+        let error = pull_policy(|_| Some(text)).expect_err("refused").to_string();
+        assert!(error.contains("kbs:///default/credential/test"), "{error}");
     }
 
     #[test]

@@ -7,6 +7,7 @@ use flate2::bufread::MultiGzDecoder;
 use rustix::io::Errno;
 
 use super::printable;
+use super::zstd::Frames;
 use crate::digest::Hasher;
 use crate::download::Compressed;
 use crate::manifest::Compression;
@@ -16,20 +17,23 @@ use crate::{Digest, LayerError, Limits};
 pub(crate) enum Inflated {
     Plain(Box<Compressed>),
     Gzip(Box<MultiGzDecoder<Compressed>>),
+    Zstd(Box<Frames>),
 }
 
 impl Inflated {
-    pub(crate) fn new(compressed: Compressed, compression: Compression) -> Self {
-        match compression {
+    pub(crate) fn new(compressed: Compressed, compression: Compression) -> io::Result<Self> {
+        Ok(match compression {
             Compression::Plain => Self::Plain(Box::new(compressed)),
             Compression::Gzip => Self::Gzip(Box::new(MultiGzDecoder::new(compressed))),
-        }
+            Compression::Zstd => Self::Zstd(Box::new(Frames::new(compressed)?)),
+        })
     }
 
     fn compressed(&self) -> &Compressed {
         match self {
             Self::Plain(compressed) => compressed,
             Self::Gzip(decoder) => decoder.get_ref(),
+            Self::Zstd(frames) => frames.get_ref(),
         }
     }
 }
@@ -39,6 +43,7 @@ impl Read for Inflated {
         match self {
             Self::Plain(compressed) => compressed.read(buffer),
             Self::Gzip(decoder) => decoder.read(buffer),
+            Self::Zstd(frames) => frames.read(buffer),
         }
     }
 }
@@ -61,6 +66,7 @@ impl<'a> Meter<'a> {
         let compressed = match self.inner {
             Inflated::Plain(compressed) => *compressed,
             Inflated::Gzip(decoder) => decoder.into_inner(),
+            Inflated::Zstd(frames) => frames.into_inner(),
         };
         (compressed, self.hasher.finish())
     }

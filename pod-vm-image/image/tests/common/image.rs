@@ -8,6 +8,7 @@ use serde_json::{Value, json};
 use tar::{EntryType, Header};
 
 pub const GZIP: &str = "application/vnd.oci.image.layer.v1.tar+gzip";
+pub const ZSTD: &str = "application/vnd.oci.image.layer.v1.tar+zstd";
 pub const PLAIN: &str = "application/vnd.oci.image.layer.v1.tar";
 
 /// A layer under construction: raw entries, hostile ones included.
@@ -97,6 +98,11 @@ impl Layer {
         let bytes = self.tar();
         Blob { diff_id: digest(&bytes), bytes, media_type: PLAIN }
     }
+}
+
+/// Frames of an independent encoder, the reference implementation.
+pub fn zstd_of(tar: &[u8], level: i32) -> Blob {
+    Blob { diff_id: digest(tar), bytes: zstd::encode_all(tar, level).unwrap(), media_type: ZSTD }
 }
 
 pub fn gzip_of(tar: &[u8]) -> Blob {

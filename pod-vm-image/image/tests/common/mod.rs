@@ -20,7 +20,7 @@ pub fn store_with(folder: &Path, limits: Limits) -> Store {
 
 /// Limits under which small test images pass however full the disk is.
 pub fn limits() -> Limits {
-    Limits { reserve_bytes: 0, ..Limits::default() }
+    Limits { reserve_bytes: 0, retry_pause: std::time::Duration::from_millis(1), ..Limits::default() }
 }
 
 pub fn store(folder: &Path) -> Store {

@@ -15,6 +15,12 @@ pub enum Body {
     File(PathBuf),
     /// These bytes under a longer `Content-Length`.
     Short(Vec<u8>, usize),
+    /// The connection breaks after so many bytes of each answer; ranges are served if asked for.
+    Breaking(Vec<u8>, usize),
+    /// As [`Body::Breaking`], but a range is answered with everything, or with this `Content-Range`.
+    Odd(Vec<u8>, usize, Option<&'static str>),
+    /// These answers one after the other, the last one for ever.
+    Turns(Vec<Body>),
     /// Half of the bytes, the rest when [`Registry::release`] is called.
     Held(Vec<u8>),
     /// Zeros without end.
@@ -46,6 +52,7 @@ struct State {
 pub struct Request {
     pub path: String,
     pub query: String,
+    pub range: Option<u64>,
     pub authorization: Option<String>,
 }
 
@@ -141,10 +148,18 @@ impl State {
         while let Some(request) = read_request(&mut reader) {
             self.requests.lock().unwrap().push(request.clone());
             self.changed.notify_all();
-            let body = self.bodies.lock().unwrap().get(&request.path).cloned();
+            let body = self.take(&request.path);
             if self.answer(reader.get_mut(), &request, body).is_none() {
                 return;
             }
+        }
+    }
+
+    fn take(&self, path: &str) -> Option<Body> {
+        match self.bodies.lock().unwrap().get_mut(path)? {
+            Body::Turns(turns) if turns.len() > 1 => Some(turns.remove(0)),
+            Body::Turns(turns) => turns.first().cloned(),
+            body => Some(body.clone()),
         }
     }
 
@@ -167,6 +182,29 @@ impl State {
                     }
                     stream.write_all(&block[..read]).ok()?;
                 }
+            }
+            Some(Body::Turns(_)) => head(stream, "500 Internal Server Error", &[], Some(0)),
+            Some(Body::Breaking(bytes, most)) => {
+                let first = usize::try_from(request.range.unwrap_or(0)).ok()?;
+                let range = format!("bytes {first}-{}/{}", bytes.len() - 1, bytes.len());
+                match request.range {
+                    Some(_) => head(stream, "206 Partial Content", &[("Content-Range", range)], Some(bytes.len() - first))?,
+                    None => head(stream, "200 OK", &[], Some(bytes.len()))?,
+                }
+                stream.write_all(&bytes[first..bytes.len().min(first + most)]).ok()?;
+                (first + most >= bytes.len()).then_some(())
+            }
+            Some(Body::Odd(bytes, most, range)) => {
+                let is_resumed = request.range.is_some();
+                match range {
+                    Some(range) if is_resumed => {
+                        head(stream, "206 Partial Content", &[("Content-Range", range.to_owned())], Some(bytes.len()))?;
+                    }
+                    _ => head(stream, "200 OK", &[], Some(bytes.len()))?,
+                }
+                let most = if is_resumed { bytes.len() } else { most };
+                stream.write_all(&bytes[..most]).ok()?;
+                (most == bytes.len()).then_some(())
             }
             Some(Body::Short(bytes, announced)) => {
                 head(stream, "200 OK", &[], Some(announced))?;
@@ -216,12 +254,15 @@ fn read_request(reader: &mut BufReader<impl Read>) -> Option<Request> {
     reader.read_line(&mut line).ok().filter(|read| *read > 0)?;
     let target = line.split(' ').nth(1)?.to_owned();
     let (path, query) = target.split_once('?').unwrap_or((&target, ""));
-    let mut request = Request { path: path.to_owned(), query: query.to_owned(), authorization: None };
+    let mut request = Request { path: path.to_owned(), query: query.to_owned(), range: None, authorization: None };
     loop {
         let mut header = String::new();
         reader.read_line(&mut header).ok().filter(|read| *read > 0)?;
         match header.trim_end().split_once(": ") {
             Some((name, value)) if name.eq_ignore_ascii_case("authorization") => request.authorization = Some(value.to_owned()),
+            Some((name, value)) if name.eq_ignore_ascii_case("range") => {
+                request.range = value.strip_prefix("bytes=").and_then(|value| value.strip_suffix('-')?.parse().ok());
+            }
             Some(_) => {}
             None => return Some(request),
         }
