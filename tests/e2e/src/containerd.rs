@@ -106,7 +106,9 @@ impl Rig {
         let kubelet = Kubelet::new(&world)?;
         let gate = Gate::open(world.netns(), world.registry().port())?;
         let rig = Self { containerd: Mutex::default(), options: options.clone(), kubelet, gate, world, cgroups };
-        for (name, image) in [("pause", Image::pause()?), ("busybox", Image::busybox(&[])?), ("configured", Image::configured()?)] {
+        let zstd = Image::busybox(&[("of", b"zstd\n")])?.as_zstd()?;
+        let images = [("pause", Image::pause()?), ("busybox", Image::busybox(&[])?), ("configured", Image::configured()?), ("zstd", zstd)];
+        for (name, image) in images {
             rig.world.registry().push(rig.world.netns(), name, "1", &image)?;
         }
         config::write(&rig)?;

@@ -11,8 +11,8 @@ use sha2::{Digest as _, Sha256};
 pub struct Layer {
     /// What the manifest says of it.
     pub media_type: &'static str,
-    /// The compressed layer.
-    pub gzip: Vec<u8>,
+    /// As the registry holds it.
+    pub bytes: Vec<u8>,
     /// `sha256:…` of the uncompressed tar.
     pub diff_id: String,
 }
@@ -20,7 +20,7 @@ pub struct Layer {
 impl Layer {
     /// The digest of the compressed layer.
     pub fn digest(&self) -> String {
-        digest(&self.gzip)
+        digest(&self.bytes)
     }
 }
 
@@ -35,6 +35,7 @@ pub struct Image {
 }
 
 const GZIP: &str = "application/vnd.oci.image.layer.v1.tar+gzip";
+const ZSTD: &str = "application/vnd.oci.image.layer.v1.tar+zstd";
 const ENCRYPTED: &str = "application/vnd.oci.image.layer.v1.tar+gzip+encrypted";
 
 /// Applets that images of the tests use.
@@ -186,6 +187,15 @@ impl Image {
         Ok(image)
     }
 
+    /// The same with zstd in place of gzip.
+    pub fn as_zstd(mut self) -> Result<Self> {
+        for layer in &mut self.layers {
+            layer.bytes = zstd::encode_all(flate2::read::GzDecoder::new(&layer.bytes[..]), 3)?;
+            layer.media_type = ZSTD;
+        }
+        Ok(self)
+    }
+
     /// The same with its layers marked as encrypted: what a node sees of such an image. The bytes are not ciphertext.
     pub fn marked_encrypted(mut self) -> Self {
         for layer in &mut self.layers {
@@ -257,6 +267,6 @@ impl Builder {
         let tar = self.0.into_inner()?;
         let mut gzip = GzEncoder::new(Vec::new(), Compression::fast());
         gzip.write_all(&tar)?;
-        Ok(Layer { media_type: GZIP, gzip: gzip.finish()?, diff_id: digest(&tar) })
+        Ok(Layer { media_type: GZIP, bytes: gzip.finish()?, diff_id: digest(&tar) })
     }
 }

@@ -63,8 +63,8 @@ impl Registry {
         self.put_blob(node, name, &config)?;
         let mut layers = Vec::new();
         for layer in &image.layers {
-            self.put_blob(node, name, &layer.gzip)?;
-            layers.push(json!({ "mediaType": layer.media_type, "digest": layer.digest(), "size": layer.gzip.len() }));
+            self.put_blob(node, name, &layer.bytes)?;
+            layers.push(json!({ "mediaType": layer.media_type, "digest": layer.digest(), "size": layer.bytes.len() }));
         }
         let manifest = json!({
             "schemaVersion": 2,

@@ -8,6 +8,7 @@ pub(super) fn scenarios() -> Vec<Scenario> {
         a_volume_of_the_image_starts_with_its_content,
         a_mount_hides_the_images_volume,
         what_a_container_writes_is_its_own,
+        an_image_of_zstd_layers_runs,
         an_image_can_be_a_volume.only(Version::V2).differs(
             "c starts",
             "copy its files in an init container",
@@ -44,6 +45,13 @@ async fn what_a_container_writes_is_its_own(story: Story) -> Result<()> {
     one.prints("echo mine > /etc/mine; rm /bin/yes; cat /etc/mine", "mine\n").await?;
     two.says("cat /etc/mine; ls /bin/yes").await?;
     one.says("stat -c '%a %u %g %F' / /etc /tmp /root /bin/sh; ls /; umask").await?;
+    Ok(())
+}
+
+async fn an_image_of_zstd_layers_runs(story: Story) -> Result<()> {
+    let pod = story.pod("zstd").run().await?;
+    let command = Container::script("x", "cat /of; ls /bin | wc -l").config.command;
+    pod.start(Container::of_image("c", "zstd").with(|config| config.command = command)).await?.ends().await?;
     Ok(())
 }
 
