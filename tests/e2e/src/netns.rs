@@ -143,7 +143,9 @@ impl PodNetns {
         node.ip(&["link", "add", &outer, "type", "veth", "peer", "name", "eth0", "netns", netns.name()])?;
         node.ip(&["link", "set", &outer, "master", "cni0", "up"])?;
         netns.ip(&["address", "add", &format!("{address}/16"), "dev", "eth0"])?;
-        netns.ip(&["link", "set", "eth0", "up"])?;
+        for link in ["lo", "eth0"] {
+            netns.ip(&["link", "set", link, "up"])?;
+        }
         netns.ip(&["route", "add", "default", "via", Self::GATEWAY])?;
         Ok(Self { netns, address })
     }

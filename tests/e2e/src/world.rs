@@ -134,6 +134,11 @@ impl World {
         self.pods.last().context("just pushed")
     }
 
+    /// The pod with that address.
+    pub fn pod(&self, address: Ipv4Addr) -> Result<&PodNetns> {
+        self.pods.iter().find(|pod| pod.address() == address).with_context(|| format!("no pod has {address}"))
+    }
+
     /// Removes a pod's namespace, as CNI does after the sandbox is gone.
     pub fn remove_pod(&mut self, address: Ipv4Addr) {
         self.pods.retain(|pod| pod.address() != address);
