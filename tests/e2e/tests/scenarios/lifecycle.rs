@@ -3,7 +3,7 @@
 use std::time::{Duration, SystemTime};
 
 use anyhow::{Context as _, Result, ensure};
-use peerpods_e2e::{Container, Scenario, Story, Version, eventually_async, scenarios, v1};
+use peerpods_e2e::{Container, Handler, Scenario, Story, Version, eventually_async, scenarios, v1};
 
 pub(super) fn scenarios() -> Vec<Scenario> {
     scenarios![
@@ -133,9 +133,20 @@ async fn a_container_that_was_never_started_can_be_removed(story: Story) -> Resu
 
 async fn what_exceeds_its_memory_is_killed_with_a_reason(story: Story) -> Result<()> {
     let pod = story.pod("oom").run().await?;
-    let greedy = Container::new("greedy", &["/bin/tail", "/dev/zero"]).limited(|limits| limits.memory_limit_in_bytes = 16 << 20);
-    let status = pod.start(greedy).await?.ends().await?;
-    ensure!(status.exit_code == 137, "{}", status.exit_code);
+    // runc's shim sends the kill and the exit unordered, so that its reason is now and then "Error"
+    // (containerd issue 12260); such a telling is no measure, and another container is asked. Ours has one chance.
+    let chances = if story.handler() == Handler::Runc { 5 } else { 1 };
+    for chance in 1..=chances {
+        let greedy = Container::new("greedy", &["/bin/tail", "/dev/zero"]).limited(|limits| limits.memory_limit_in_bytes = 16 << 20);
+        let greedy = pod.start(greedy).await?;
+        if chance < chances && greedy.is_over().await?.reason != "OOMKilled" {
+            greedy.remove().await?;
+            continue;
+        }
+        let status = greedy.ends().await?;
+        ensure!(status.exit_code == 137, "{}", status.exit_code);
+        break;
+    }
     Ok(())
 }
 
