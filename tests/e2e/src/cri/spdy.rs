@@ -36,6 +36,8 @@ pub(super) enum Part {
     Data(Vec<u8>),
     /// Nothing more will come.
     End,
+    /// The other end gave the stream up.
+    Reset,
 }
 
 type Readers = Arc<Mutex<HashMap<u32, mpsc::Sender<Part>>>>;
@@ -55,6 +57,7 @@ pub(super) struct Stream {
     writer: Arc<tokio::sync::Mutex<OwnedWriteHalf>>,
     parts: mpsc::Receiver<Part>,
     is_ended: bool,
+    was_reset: bool,
 }
 
 impl Connection {
@@ -103,7 +106,7 @@ impl Connection {
         frame.extend([0, 0, 0, 0, 0, 0]); // no associated stream, highest priority, no slot
         frame.extend(header_block(headers, std::mem::take(&mut self.is_first_header))?);
         self.writer.lock().await.write_all(&control(SYN_STREAM, 0, &frame)?).await?;
-        let mut stream = Stream { id, writer: Arc::clone(&self.writer), parts, is_ended: false };
+        let mut stream = Stream { id, writer: Arc::clone(&self.writer), parts, is_ended: false, was_reset: false };
         let reply = tokio::time::timeout(Duration::from_secs(30), stream.parts.recv()).await.context("a stream is not answered")?;
         ensure!(matches!(reply, Some(Part::Reply)), "a stream is refused");
         Ok(stream)
@@ -139,12 +142,22 @@ impl Stream {
             match self.parts.recv().await {
                 Some(Part::Data(bytes)) => return Some(bytes),
                 Some(Part::Reply) => {}
-                Some(Part::End) | None => {
+                Some(part @ (Part::End | Part::Reset)) => {
+                    self.was_reset = matches!(part, Part::Reset);
+                    self.is_ended = true;
+                    return None;
+                }
+                None => {
                     self.is_ended = true;
                     return None;
                 }
             }
         }
+    }
+
+    /// Whether its end was a reset.
+    pub(super) fn was_reset(&self) -> bool {
+        self.was_reset
     }
 
     /// Everything up to the end.
@@ -193,7 +206,10 @@ async fn read_frames(mut read: BufReader<OwnedReadHalf>, readers: Readers, write
                 PING => writer.lock().await.write_all(&control(PING, 0, &body)?).await?,
                 RST_STREAM if length >= 4 => {
                     let id = u32::from_be_bytes([body[0], body[1], body[2], body[3]]);
-                    lock(&readers).remove(&id);
+                    let sender = lock(&readers).remove(&id);
+                    if let Some(sender) = sender {
+                        let _ = sender.send(Part::Reset).await;
+                    }
                 }
                 GOAWAY => {}
                 SYN_REPLY if length >= 4 => {

@@ -163,10 +163,12 @@ impl PortStream {
         self.data.read().await
     }
 
-    /// What came until both streams ended: the data and the error.
+    /// What came until both streams ended: the data and the error, which is "stream reset" when the server only reset it.
     pub async fn finish(mut self) -> Result<(Vec<u8>, String)> {
         let both = async { tokio::join!(self.data.read_to_end(), self.error.read_to_end()) };
         let (data, error) = tokio::time::timeout(Duration::from_secs(60), both).await.context("the forwarded connection does not end")?;
-        Ok((data, String::from_utf8_lossy(&error).into_owned()))
+        // Some servers reset both streams of a failed connection after they told the error.
+        let is_silent_reset = error.is_empty() && self.error.was_reset();
+        Ok((data, if is_silent_reset { "stream reset".to_owned() } else { String::from_utf8_lossy(&error).into_owned() }))
     }
 }

@@ -63,12 +63,14 @@ async fn much_output_at_once_is_logged_whole(story: Story) -> Result<()> {
 
 async fn a_reopened_log_goes_on_in_a_new_file(story: Story) -> Result<()> {
     let pod = story.pod("logs").run().await?;
-    let container = pod.start(Container::script("c", "echo before; while [ ! -e /tmp/go ]; do usleep 20000; done; echo after")).await?;
+    let container =
+        pod.start(Container::script("c", "echo before; until [ -e /tmp/go ]; do usleep 20000; done; sleep 1; echo after")).await?;
     container.logs("before").await?;
     let rotated = container.log_path().with_extension("rotated");
     std::fs::rename(container.log_path(), &rotated)?;
     let request = v1::ReopenContainerLogRequest { container_id: container.id().to_owned() };
     story.cri().runtime.clone().reopen_container_log(request).await?;
+    // The container outlives this exec by a second: its end would kill what still runs in it.
     container.prints("touch /tmp/go", "").await?;
     container.ends().await?;
     let old = std::fs::read_to_string(rotated)?;
