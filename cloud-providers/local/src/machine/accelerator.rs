@@ -37,7 +37,7 @@ fn kvm_failure(state_dir: &Path, image: &Image) -> Result<Option<String>, Machin
     }
     let metadata = std::fs::metadata(&image.kernel).map_err(MachineError::file("look at", &image.kernel))?;
     let kernel = format!("{} bytes of {}", metadata.size(), metadata.mtime());
-    let mut facts = Facts::read(state_dir);
+    let (_lock, mut facts) = Facts::lock(state_dir)?;
     if let Some(canary) = facts.kvm.as_ref().filter(|canary| canary.kernel == kernel) {
         return Ok(canary.failure.clone());
     }

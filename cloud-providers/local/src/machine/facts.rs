@@ -1,12 +1,14 @@
 //! What is true of this host until it boots again, kept in `host.json` because finding it out is slow or works only early.
 
+use std::fs::File;
 use std::io;
 use std::path::Path;
 
+use nix::fcntl::Flock;
 use serde::{Deserialize, Serialize};
 
 use super::MachineError;
-use super::files::{read_if_there, write_durably};
+use super::files::{self, read_if_there, write_durably};
 
 /// `<state_dir>/host.json`. A cache: one that cannot be read or is of another boot is empty.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -33,6 +35,12 @@ pub(crate) struct Canary {
 }
 
 impl Facts {
+    /// For who may add to them: machines that start at once find a fact out once, and nobody's finding is lost.
+    pub(crate) fn lock(state_dir: &Path) -> Result<(Flock<File>, Self), MachineError> {
+        let lock = files::lock(&state_dir.join("host.lock"))?;
+        Ok((lock, Self::read(state_dir)))
+    }
+
     pub(crate) fn read(state_dir: &Path) -> Self {
         let boot_id = boot_id().unwrap_or_default();
         let text = read_if_there(&state_dir.join("host.json")).ok().flatten().unwrap_or_default();

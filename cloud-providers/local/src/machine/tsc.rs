@@ -18,7 +18,7 @@ use super::facts::Facts;
 
 /// From the settings, what was found earlier in this boot, or what the kernel and CPUID say, in this order.
 pub(crate) fn khz(settings: &LocalSettings) -> Result<u32, MachineError> {
-    let mut facts = Facts::read(&settings.state_dir);
+    let (_lock, mut facts) = Facts::lock(&settings.state_dir)?;
     if let Some(known) = settings.tsc_khz.or(facts.tsc_khz) {
         return Ok(known);
     }

@@ -77,8 +77,10 @@ impl World {
         ensure!(links()? == self.links, "links {:?}", links()?);
         let state_dir = self.state_dir().display().to_string();
         ensure!(!std::fs::read_to_string("/proc/self/mountinfo")?.contains(&state_dir), "a mount is left");
-        let left: Vec<String> =
-            names(&self.state_dir()).into_iter().filter(|name| !["lock", "machines", "host.json"].contains(&name.as_str())).collect();
+        let left: Vec<String> = names(&self.state_dir())
+            .into_iter()
+            .filter(|name| !["lock", "machines", "host.json", "host.lock"].contains(&name.as_str()))
+            .collect();
         ensure!(left.is_empty(), "files {left:?}");
         let machines = names(&self.state_dir().join("machines"));
         ensure!(machines.is_empty(), "machines {machines:?}");
