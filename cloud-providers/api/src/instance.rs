@@ -74,7 +74,7 @@ name!(
 );
 
 /// The hardware-isolated environment that a class asks for.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Tee {
     /// AMD SEV-SNP.

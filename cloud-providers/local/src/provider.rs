@@ -1,4 +1,5 @@
-use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use async_trait::async_trait;
@@ -9,6 +10,9 @@ use crate::machine::{CrashPoints, Host, MachineError, Phase, Record};
 
 /// The provider's own deadline: more than a lock and a slow start together, less than any caller's patience.
 const DEADLINE: Duration = Duration::from_secs(90);
+
+/// More would only wait for each other on the processors of a small host.
+const STARTS_AT_ONCE: usize = 4;
 
 /// This host as a cloud.
 ///
@@ -129,23 +133,32 @@ fn advance(host: &Host, record: Record) -> Record {
     })
 }
 
-/// Starts what was planned. From the first machine that does not start, the rest is taken back.
+/// Starts what was planned, a few at once. What does not start is taken back.
 fn launch(host: &Host, request: &LaunchRequest) -> Result<Launched, ProviderError> {
     let planned = host.plan(request)?;
-    let mut instances = Vec::new();
-    let mut failure = None;
-    for record in planned {
-        if failure.is_none() {
-            match host.start(&record.id) {
-                Ok(record) => {
-                    instances.push(record.instance());
-                    continue;
+    let next = AtomicUsize::new(0);
+    let started = Mutex::new(Vec::new());
+    std::thread::scope(|scope| {
+        for _ in 0..planned.len().min(STARTS_AT_ONCE) {
+            scope.spawn(|| {
+                while let Some(record) = planned.get(next.fetch_add(1, Ordering::Relaxed)) {
+                    let result = host.start(&record.id);
+                    if result.is_err()
+                        && let Err(error) = host.delete(&record.id)
+                    {
+                        let error = &error as &dyn std::error::Error;
+                        tracing::warn!(instance_id = %record.id, error, "a machine that did not start stays for now");
+                    }
+                    started.lock().unwrap_or_else(PoisonError::into_inner).push(result);
                 }
-                Err(error) => failure = Some(ProviderError::from(error)),
-            }
+            });
         }
-        if let Err(error) = host.delete(&record.id) {
-            tracing::warn!(instance_id = %record.id, error = &error as &dyn std::error::Error, "a machine that did not start stays for now");
+    });
+    let (mut instances, mut failure) = (Vec::new(), None);
+    for result in started.into_inner().unwrap_or_else(PoisonError::into_inner) {
+        match result {
+            Ok(record) => instances.push(record.instance()),
+            Err(error) => failure = Some(ProviderError::from(error)),
         }
     }
     match failure {

@@ -46,10 +46,19 @@ pub enum ChoiceError {
     },
 }
 
-/// The first type, and so the cheapest one (providers list cheapest first), that the class allows and that is large enough.
+/// The first of [`fitting_instance_types`], and so the cheapest.
+pub fn choose_instance_type<'a>(types: &'a [InstanceType], class: &Class, demand: &Demand<'_>) -> Result<&'a InstanceType, ChoiceError> {
+    fitting_instance_types(types, class, demand).map(|fitting| fitting[0])
+}
+
+/// The types that the class allows and that are large enough, cheapest first as providers list them; at least one.
 ///
 /// A linear scan: sizes have no total order, so that no search over a sorted list is correct.
-pub fn choose_instance_type<'a>(types: &'a [InstanceType], class: &Class, demand: &Demand<'_>) -> Result<&'a InstanceType, ChoiceError> {
+pub fn fitting_instance_types<'a>(
+    types: &'a [InstanceType],
+    class: &Class,
+    demand: &Demand<'_>,
+) -> Result<Vec<&'a InstanceType>, ChoiceError> {
     if !(demand.vcpus.is_finite() && demand.vcpus >= 0.0) {
         return Err(ChoiceError::Vcpus { vcpus: demand.vcpus });
     }
@@ -60,11 +69,15 @@ pub fn choose_instance_type<'a>(types: &'a [InstanceType], class: &Class, demand
         names => names,
     };
     if let Some(name) = demand.instance_type {
-        let found = offered().find(|t| t.name == name);
+        let found = offered().find(|t| t.name == name).map(|found| vec![found]);
         return found.ok_or_else(|| ChoiceError::NotOffered { name: name.to_owned(), tee, offered: names() });
     }
-    let found = offered().find(|t| f64::from(t.vcpus) >= f64::from(demand.vcpus) && t.memory >= demand.memory);
-    found.ok_or_else(|| ChoiceError::NoFit { vcpus: demand.vcpus, memory: demand.memory, tee, offered: names() })
+    let is_enough = |t: &&InstanceType| f64::from(t.vcpus) >= f64::from(demand.vcpus) && t.memory >= demand.memory;
+    let fitting: Vec<&InstanceType> = offered().filter(is_enough).collect();
+    if fitting.is_empty() {
+        return Err(ChoiceError::NoFit { vcpus: demand.vcpus, memory: demand.memory, tee, offered: names() });
+    }
+    Ok(fitting)
 }
 
 #[cfg(test)]
@@ -118,6 +131,11 @@ mod tests {
             }
             let demand = Demand { vcpus, memory: Mib(memory), instance_type: None };
             prop_assert_eq!(choose_instance_type(&types, &class, &demand).ok(), cheapest);
+            let fitting = fitting_instance_types(&types, &class, &demand).unwrap_or_default();
+            let is_fitting = |t: &InstanceType| fitting.iter().any(|fit| fit.name == t.name);
+            for t in types.iter().filter(|t| t.tees.contains(&Tee::Snp) && (names.is_empty() || names.contains(&t.name))) {
+                prop_assert_eq!(is_fitting(t), f64::from(t.vcpus) >= f64::from(vcpus) && t.memory.0 >= memory);
+            }
         }
     }
 

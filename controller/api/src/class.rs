@@ -59,9 +59,33 @@ pub struct Class {
     /// Where to launch; `None` leaves it to the provider.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub zone: Option<Zone>,
+    /// Where to launch, the first choice first; another one is tried while a zone has no capacity. Excludes `zone`.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub zones: Vec<Zone>,
+    /// Pod VMs that are kept ready; `None` means that each is launched when a pod wants it.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub pool: Option<Pool>,
     /// What its pods may use of their node; empty means nothing.
     #[serde(skip_serializing_if = "BTreeSet::is_empty")]
     pub host_access: BTreeSet<HostAccess>,
+}
+
+/// How many pod VMs wait for pods.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Pool {
+    /// Always this many, as far as the cloud gives them; 0 keeps only what is left over.
+    pub min: u32,
+    /// More than `min` may wait, as many as this, when pods no longer want theirs.
+    pub max: u32,
+    /// How long those above `min` wait before they are deleted, in seconds.
+    #[serde(default = "pool_ttl_secs")]
+    pub ttl_secs: u64,
+}
+
+/// Ten minutes: as long as most clouds bill at least.
+fn pool_ttl_secs() -> u64 {
+    600
 }
 
 /// A class that contradicts itself.
@@ -70,6 +94,17 @@ pub enum ClassError {
     /// The sample TEE protects nothing, and whoever offers it must say so.
     #[error("tee = \"sample\" protects nothing and needs root_of_trust = \"insecure\"")]
     SampleIsInsecure,
+    /// Both say where to launch.
+    #[error("zone and zones exclude each other: put the zone into zones")]
+    ZoneAndZones,
+    /// A pool that cannot be.
+    #[error("pool.max = {max} is less than pool.min = {min}")]
+    PoolRange {
+        /// As configured.
+        min: u32,
+        /// As configured.
+        max: u32,
+    },
 }
 
 impl Class {
@@ -85,8 +120,15 @@ impl Class {
             allowed_images: Vec::new(),
             instance_types: Vec::new(),
             zone: None,
+            zones: Vec::new(),
+            pool: None,
             host_access: BTreeSet::new(),
         })
+    }
+
+    /// Where to launch, the first choice first; `None` leaves it to the provider.
+    pub fn places(&self) -> Vec<Option<Zone>> {
+        if self.zones.is_empty() { vec![self.zone.clone()] } else { self.zones.iter().cloned().map(Some).collect() }
     }
 
     /// Whether a pod of this class may run this image.
@@ -115,14 +157,24 @@ struct ClassFields {
     #[serde(default)]
     zone: Option<Zone>,
     #[serde(default)]
+    zones: Vec<Zone>,
+    #[serde(default)]
+    pool: Option<Pool>,
+    #[serde(default)]
     host_access: BTreeSet<HostAccess>,
 }
 
 impl TryFrom<ClassFields> for Class {
     type Error = ClassError;
     fn try_from(fields: ClassFields) -> Result<Self, ClassError> {
-        let ClassFields { tee, root_of_trust, image, allowed_images, instance_types, zone, host_access } = fields;
-        Ok(Self { image, allowed_images, instance_types, zone, host_access, ..Self::new(tee, root_of_trust)? })
+        let ClassFields { tee, root_of_trust, image, allowed_images, instance_types, zone, zones, pool, host_access } = fields;
+        if zone.is_some() && !zones.is_empty() {
+            return Err(ClassError::ZoneAndZones);
+        }
+        if let Some(Pool { min, max, .. }) = pool.filter(|pool| pool.max < pool.min) {
+            return Err(ClassError::PoolRange { min, max });
+        }
+        Ok(Self { image, allowed_images, instance_types, zone, zones, pool, host_access, ..Self::new(tee, root_of_trust)? })
     }
 }
 
@@ -138,6 +190,16 @@ mod tests {
         assert!(Class::new(Tee::Sample, RootOfTrust::Insecure).is_ok());
         assert!(serde_json::from_str::<Class>(r#"{"tee":"sample"}"#).is_err(), "the default is hardware");
         assert!(serde_json::from_str::<Class>(r#"{"tee":"snp"}"#).is_ok());
+    }
+
+    #[test]
+    fn zones_and_pools_that_cannot_be_are_refused() {
+        let class = |more: &str| serde_json::from_str::<Class>(&format!(r#"{{"tee":"snp",{more}}}"#)).map_err(|error| error.to_string());
+        assert!(class(r#""zone":"a","zones":["b"]"#).unwrap_err().contains("zones"));
+        assert!(class(r#""pool":{"min":2,"max":1}"#).unwrap_err().contains("pool.max = 1"));
+        assert_eq!(class(r#""zones":["b","a"]"#).unwrap().places().len(), 2);
+        assert_eq!(class(r#""pool":{"min":0,"max":1}"#).unwrap().pool.unwrap().ttl_secs, 600);
+        assert_eq!(class(r#""image":"i""#).unwrap().places(), [None]);
     }
 
     #[test]

@@ -10,8 +10,8 @@ mod ids;
 mod record;
 mod state;
 
-pub use choice::{ChoiceError, Demand, choose_instance_type};
-pub use class::{Class, ClassError, HostAccess, RootOfTrust};
+pub use choice::{ChoiceError, Demand, choose_instance_type, fitting_instance_types};
+pub use class::{Class, ClassError, HostAccess, Pool, RootOfTrust};
 pub use ids::{ClaimId, ClaimKey, ClaimRef, ClassName, InvalidId, NodeName, PodRef};
 pub use peerpods_cloud_api::{InstanceId, InstanceType, LaunchToken, Mib, OwnerTag, Tee, Zone};
 pub use record::{

@@ -60,7 +60,7 @@ pub enum ClaimStatus {
 }
 
 /// What makes two launches the same request.
-#[derive(Debug, Clone, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct LaunchKey {
     /// The class.

@@ -67,6 +67,8 @@ pub struct Driver {
     observed: Observed,
     /// No decision is made before this time, because the Journal has failed so many times in a row.
     journal_pause: Option<(Duration, u32)>,
+    /// Until then claims are gathered for one launch.
+    hold: Option<Duration>,
     calls: FuturesUnordered<BoxFuture<'static, (Call, Duration, Outcome)>>,
     requests: mpsc::Receiver<Request>,
     watchers: HashMap<ClaimKey, watch::Sender<ClaimView>>,
@@ -92,6 +94,7 @@ impl Driver {
             started: Instant::now(),
             observed: Observed::default(),
             journal_pause: None,
+            hold: None,
             calls: FuturesUnordered::new(),
             requests,
             watchers: HashMap::new(),
@@ -123,6 +126,8 @@ impl Driver {
                 }
             };
             tokio::select! {
+                // One order, so that a simulated schedule can be replayed.
+                biased;
                 () = &mut stop => break,
                 Some((call, began, outcome)) = self.calls.next() => {
                     self.take(&call, began, outcome);
@@ -168,9 +173,9 @@ impl Driver {
                 self.journal_failed(error)?;
                 continue;
             }
-            let now = self.now();
+            let (now, seed, hold) = (self.now(), (self.parts.random)(), self.hold);
             let Parts { owner, timing, .. } = &self.parts;
-            let plan = plan(&Input { records: &self.store.records, observed: &self.observed, owner, timing, now });
+            let plan = plan(&Input { records: &self.store.records, observed: &self.observed, owner, timing, now, hold, seed });
             for call in plan.calls.into_iter().filter(|_| act == Act::Fully) {
                 self.start(call);
             }
@@ -245,6 +250,12 @@ impl Driver {
         *counts.entry(name).or_default() += 1;
         let (now, jitter) = (self.now(), self.jitter());
         self.observed.take(call, outcome, began, now, &self.parts.timing, jitter);
+        // A listing may have shown all of a launch before its call answered.
+        if let Call::Launch(token) = call
+            && !self.store.records.launches.contains_key(token)
+        {
+            self.observed.forget_token(token);
+        }
     }
 
     // ---------------------------------------------------------------------------------------------- records
@@ -265,12 +276,15 @@ impl Driver {
             Write::Put(record) => {
                 self.store.put(record).await?;
                 if let Record::PodVm(pod_vm) = record {
-                    self.observed.adopt(&pod_vm.instance_id, self.now());
+                    self.observed.recorded(pod_vm, self.now());
                 }
             }
             Write::Remove(key) => match self.store.remove(key).await? {
                 Some(Record::PodVm(pod_vm)) => self.observed.forget_instance(&pod_vm.instance_id),
-                Some(Record::Launch(launch)) => self.observed.forget_launch(&launch.token),
+                Some(Record::Launch(launch)) => {
+                    let now = self.now();
+                    self.observed.forget_launch(&launch, now, &self.parts.timing);
+                }
                 Some(Record::Claim(_) | Record::Class(_)) | None => {}
             },
         }

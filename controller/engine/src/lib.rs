@@ -26,7 +26,7 @@ pub use admission::{AdmissionError, ClaimSpec};
 pub use driver::{Console, Driver, DriverError, Parts};
 pub use handle::{Handle, RequestError};
 pub use journal::{Journal, JournalError, MemoryJournal, Revision, Stored};
-pub use observed::{Call, Observed, Outcome, Seen};
+pub use observed::{Call, Observed, Outcome, Refusal, Seen};
 pub use records::Records;
 pub use timing::Timing;
 pub use view::{ClaimView, Totals};

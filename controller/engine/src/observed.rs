@@ -7,6 +7,8 @@ use std::time::Duration;
 
 use peerpods_cloud_api::{Instance, InstanceId, InstanceState, InstanceType, LaunchToken, Launched, ProviderError};
 
+use peerpods_controller_api::{LaunchKey, LaunchRecord, PodVmRecord};
+
 use crate::Timing;
 
 /// A call of the provider; there is at most one of each under way.
@@ -73,6 +75,17 @@ pub struct Pause {
     pub cause: Option<String>,
 }
 
+/// Why a launch with some key was refused.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Refusal {
+    /// In the cloud's words.
+    pub cause: String,
+    /// The cloud has no room for this key: another zone or size may do. Else no launch of the class will.
+    pub is_full: bool,
+    /// Until when it counts, once its launch is forgotten.
+    pub until: Duration,
+}
+
 /// Everything that has been seen. Times are since the driver's start.
 #[derive(Debug, Clone, Default)]
 pub struct Observed {
@@ -93,10 +106,14 @@ pub struct Observed {
     /// Dead instances whose console has been asked for.
     pub consoles: BTreeMap<InstanceId, Option<String>>,
     /// Launches that trying again does not help, and why.
-    pub refused: BTreeMap<LaunchToken, String>,
+    pub refused: BTreeMap<LaunchToken, Refusal>,
+    /// Launches that the cloud has answered with all that they give.
+    pub answered: BTreeSet<LaunchToken>,
+    /// What was refused a moment ago, and is not asked for again until then.
+    pub refusals: BTreeMap<LaunchKey, Refusal>,
     /// When the last try of a launch ended.
     pub tried: BTreeMap<LaunchToken, Duration>,
-    /// When a pod VM's record appeared in memory.
+    /// When a pod VM's record appeared in memory, or last changed while nobody had it.
     pub adopted: BTreeMap<InstanceId, Duration>,
     /// Calls under way.
     pub in_flight: BTreeSet<Call>,
@@ -126,8 +143,9 @@ impl Observed {
                 match result {
                     Ok(launched) => {
                         if launched.instances.is_empty() {
-                            self.refused.insert(token.clone(), "the cloud launched no instance".to_owned());
+                            self.refuse(token, "the cloud launched no instance".to_owned(), true);
                         }
+                        self.answered.insert(token.clone());
                         for instance in launched.instances {
                             self.instances.insert(instance.id.clone(), Seen { instance, at: now });
                         }
@@ -135,7 +153,10 @@ impl Observed {
                         self.pauses.remove(call);
                     }
                     Err(error) if is_passing(&error) => self.pause(call, &error, now, timing, jitter),
-                    Err(error) => drop(self.refused.insert(token.clone(), error.to_string())),
+                    Err(error) => {
+                        let is_full = matches!(error, ProviderError::InsufficientCapacity { .. });
+                        self.refuse(token, error.to_string(), is_full);
+                    }
                 }
             }
             (Call::Get(id), Outcome::Got(Ok(instance))) => {
@@ -168,6 +189,14 @@ impl Observed {
         self.adopted.entry(id.clone()).or_insert(now);
     }
 
+    /// Notes that a pod VM's record was written.
+    pub fn recorded(&mut self, pod_vm: &PodVmRecord, now: Duration) {
+        if pod_vm.claimed_by.is_none() {
+            self.adopted.insert(pod_vm.instance_id.clone(), now);
+        }
+        self.adopt(&pod_vm.instance_id, now);
+    }
+
     /// Forgets what only served a pod VM whose record is removed.
     pub fn forget_instance(&mut self, id: &InstanceId) {
         self.instances.remove(id);
@@ -176,11 +205,25 @@ impl Observed {
         self.forget_calls(id);
     }
 
-    /// Forgets what only served a launch whose record is removed.
-    pub fn forget_launch(&mut self, token: &LaunchToken) {
+    /// Forgets what only served a launch whose record is removed; a refusal is remembered for a while.
+    pub fn forget_launch(&mut self, launch: &LaunchRecord, now: Duration, timing: &Timing) {
+        if let Some(refusal) = self.refused.remove(&launch.token) {
+            self.refusals.insert(launch.key.clone(), Refusal { until: now + timing.refusal, ..refusal });
+        }
+        self.refusals.retain(|_, refusal| refusal.until > now);
+        self.forget_token(&launch.token);
+    }
+
+    /// Forgets what a call has left whose launch was forgotten before it answered.
+    pub fn forget_token(&mut self, token: &LaunchToken) {
         self.refused.remove(token);
+        self.answered.remove(token);
         self.tried.remove(token);
         self.pauses.remove(&Call::Launch(token.clone()));
+    }
+
+    fn refuse(&mut self, token: &LaunchToken, cause: String, is_full: bool) {
+        self.refused.insert(token.clone(), Refusal { cause, is_full, until: Duration::ZERO });
     }
 
     fn take_listing(&mut self, instances: Vec<Instance>, began: Duration, now: Duration) {

@@ -1,23 +1,27 @@
 //! What to do next, decided from records, observations and a clock value alone.
 //!
 //! The plan for a state is the same every time. Carrying out any part of it, once or twice, and planning again leads to the same end:
-//! every open claim has its pod VM or has failed, and nothing exists that no open claim wants.
+//! every open claim has its pod VM or has failed, pools are full, and nothing exists that no open claim or pool wants.
 //! One plan writes each record at most once, so that its writes may be carried out in any order.
 
 mod claims;
 mod launches;
+mod matching;
 mod pod_vms;
+mod pools;
 
 #[cfg(test)]
 mod tests;
 
+use std::collections::HashSet;
 use std::time::Duration;
 
-use peerpods_cloud_api::OwnerTag;
+use peerpods_cloud_api::{InstanceId, OwnerTag};
 use peerpods_controller_api::{Record, RecordKey};
 
 use crate::records::Index;
 use crate::{Call, Observed, Records, Timing};
+use matching::{Catalogue, match_up};
 
 /// What a plan is made from.
 #[derive(Debug, Clone, Copy)]
@@ -32,6 +36,10 @@ pub struct Input<'a> {
     pub timing: &'a Timing,
     /// Time since the driver's start.
     pub now: Duration,
+    /// Until then no launch is recorded, so that claims that come together are served by one.
+    pub hold: Option<Duration>,
+    /// A random number, for the tokens of launches.
+    pub seed: u128,
 }
 
 /// What to do.
@@ -63,10 +71,14 @@ pub fn plan(input: &Input<'_>) -> Plan {
         plan: Plan::default(),
         wants_listing: input.observed.listed.is_none(),
         is_urgent: false,
+        advancing: HashSet::new(),
     };
-    planner.plan_claims();
-    planner.plan_launches();
-    planner.plan_pod_vms();
+    let mut catalogue = Catalogue::new(input.records, input.observed, input.now);
+    let mut matching = match_up(input.records, &planner.index, input.observed, &mut catalogue);
+    planner.plan_claims(&matching);
+    planner.plan_pod_vms(&matching);
+    let kept = planner.plan_pools(&mut matching, &mut catalogue);
+    planner.plan_launches(&mut matching, &kept);
     planner.plan_unowned();
     planner.plan_listing();
     planner.plan
@@ -80,6 +92,8 @@ struct Planner<'a> {
     wants_listing: bool,
     /// Something is expected to change soon.
     is_urgent: bool,
+    /// Pod VMs that nobody has and whose records are written already in this plan.
+    advancing: HashSet<InstanceId>,
 }
 
 impl Planner<'_> {

@@ -18,6 +18,13 @@ pub struct Timing {
     pub retry_max: Duration,
     /// How long after its adoption a new instance may be unknown to the cloud's reads.
     pub grace: Duration,
+    /// How long claims are gathered before a launch is recorded.
+    pub window: Duration,
+    /// How long a key that the cloud has refused is not asked for again: another zone or size is, if there is one.
+    pub refusal: Duration,
+    /// How long a pod VM that nobody was told of is kept for the next claim, beyond what pools keep: a kubelet that gives up on a slow
+    /// launch comes back within that time.
+    pub reuse: Duration,
     /// Our own limit on each call of the provider.
     pub call_deadline: Duration,
     /// Calls of the provider under way at once.
@@ -33,6 +40,9 @@ impl Default for Timing {
             retry_min: Duration::from_millis(200),
             retry_max: Duration::from_secs(30),
             grace: Duration::from_secs(10),
+            window: Duration::from_millis(10),
+            refusal: Duration::from_secs(20),
+            reuse: Duration::from_secs(20),
             call_deadline: Duration::from_secs(120),
             max_calls: 32,
         }

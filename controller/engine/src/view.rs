@@ -119,7 +119,12 @@ fn open_view(records: &Records, index: &Index<'_>, observed: &Observed, claim: &
     let calls = match (launch, pod_vm) {
         (_, Some(pod_vm)) => vec![Call::List, Call::Get(pod_vm.instance_id.clone())],
         (Some(launch), None) => vec![Call::List, Call::Launch(launch.token.clone())],
-        (None, None) => vec![Call::List, Call::Types],
+        // Which of the launches of its class it waits for is decided anew all the time; what troubles one of them troubles the claim.
+        (None, None) => {
+            let class = claim.class.as_ref().map_or("default", |class| class.as_str());
+            let of_class = records.launches.values().filter(|launch| launch.key.class.as_str() == class);
+            [Call::List, Call::Types].into_iter().chain(of_class.map(|launch| Call::Launch(launch.token.clone()))).collect()
+        }
     };
     let cause = calls.iter().filter_map(|call| observed.pauses.get(call)?.cause.as_ref()).next_back();
     ClaimView::Pending { phase: cause.map_or_else(|| state.to_owned(), |cause| format!("{state} (trying again: {cause})")) }

@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use peerpods_cloud_api::{InstanceId, OwnerTag, ProviderError};
-use peerpods_controller_api::{ClaimKey, Class, ClassName, Mib, NodeName, PodRef, RecordKind, RootOfTrust, Tee};
+use peerpods_controller_api::{ClaimKey, Class, ClassName, Mib, NodeName, PodRef, Pool, RecordKind, RootOfTrust, Tee};
 use peerpods_engine::{ClaimSpec, ClaimView, Console, Driver, Handle, Journal as _, MemoryJournal, Parts, RequestError, Timing, Totals};
 use support::{FakeCloud, Fault, Fuse, FusedCloud, FusedJournal};
 
@@ -53,8 +53,12 @@ impl World {
 
     /// Starts a controller that dies when the fuse blows.
     fn start(&self, fuse: &Arc<Fuse>) -> Running {
+        self.start_with(fuse, None)
+    }
+
+    fn start_with(&self, fuse: &Arc<Fuse>, pool: Option<Pool>) -> Running {
         let next = Arc::clone(&self.next_random);
-        let class = Class::new(Tee::Sample, RootOfTrust::Insecure).expect("valid");
+        let class = Class { pool, ..Class::new(Tee::Sample, RootOfTrust::Insecure).expect("valid") };
         let (driver, handle) = Driver::new(Parts {
             journal: Arc::new(FusedJournal {
                 inner: self.journal.share(),
@@ -184,7 +188,6 @@ async fn lasting_faults_of_the_cloud_fail_the_claim_with_their_cause() {
     let world = World::new();
     let errors = [
         ProviderError::QuotaExceeded { detail: "vCPUs".to_owned() },
-        ProviderError::InsufficientCapacity { detail: "zone a".to_owned() },
         ProviderError::PermissionDenied { detail: "ec2:RunInstances".to_owned() },
         ProviderError::InvalidRequest { detail: "subnet".to_owned() },
         ProviderError::Internal { detail: "bug".to_owned() },
@@ -200,8 +203,62 @@ async fn lasting_faults_of_the_cloud_fail_the_claim_with_their_cause() {
         assert!(matches!(again, ClaimView::Failed { .. }), "a failed claim stays failed until it is released: {again:?}");
         controller.handle.release(&key(&name)).await.expect("released");
         gone(&controller, &name).await;
+        // A refusal is remembered for a while.
+        controller.handle.claim(spec(&name)).await.expect("claimed");
+        assert_eq!(failed(&controller, &name).await, ("launching".to_owned(), error.to_string()));
+        controller.handle.release(&key(&name)).await.expect("released");
+        gone(&controller, &name).await;
+        tokio::time::sleep(Timing::default().refusal * 2).await;
     }
     world.check_empty(&controller).await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_is_full_is_passed_over_for_a_while() {
+    let world = World::new();
+    let controller = world.start_lasting();
+    let full = ProviderError::InsufficientCapacity { detail: "zone a".to_owned() };
+    world.cloud.fail_next("launch", Fault::Before, full.clone());
+    for name in ["a", "b"] {
+        controller.handle.claim(spec(name)).await.expect("claimed");
+        assigned(&controller, name).await;
+    }
+    assert_eq!(world.cloud.launched(), ["small", "large", "large"], "the second claim does not ask again for what is full");
+    // When nothing else is left, the claim hears of it.
+    world.cloud.fail_next("launch", Fault::Before, full.clone());
+    controller.handle.claim(spec("c")).await.expect("claimed");
+    assert_eq!(failed(&controller, "c").await, ("launching".to_owned(), full.to_string()));
+    tokio::time::sleep(Timing::default().refusal * 2).await;
+    controller.handle.claim(spec("d")).await.expect("claimed");
+    assigned(&controller, "d").await;
+    assert_eq!(world.cloud.launched().last().map(String::as_str), Some("small"));
+    controller.handle.release_all().await.expect("released");
+    world.check_empty(&controller).await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn pool_is_filled_taken_from_and_filled_again() {
+    let world = World::new();
+    let pool = Pool { min: 2, max: 3, ttl_secs: 60 };
+    let controller = world.start_with(&Fuse::never(), Some(pool));
+    let is_ready = |count| move |totals: &Totals| totals.pod_vms.get("running") == Some(&count) && totals.pod_vms.len() <= 2;
+    until("the pool is full", controller.handle.totals(), is_ready(2)).await;
+    assert_eq!(world.cloud.created(), 2);
+    controller.handle.claim(spec("warm")).await.expect("claimed");
+    let id = assigned(&controller, "warm").await;
+    assert!(["i-1", "i-2"].contains(&id.as_str()), "{id} is not one of those that waited");
+    until("it is filled again", controller.handle.totals(), is_ready(2)).await;
+    assert_eq!(world.cloud.created(), 3);
+    // A pod VM that dies while it waits is replaced.
+    world.cloud.kill("i-3");
+    until("the dead one is replaced", controller.handle.totals(), |_| world.cloud.created() == 4).await;
+    until("the pool is full", controller.handle.totals(), is_ready(2)).await;
+    controller.handle.release_all().await.expect("released");
+    gone(&controller, "warm").await;
+    until("the pool stays", controller.handle.totals(), is_ready(2)).await;
+    drop(controller);
+    let next = world.start_lasting();
+    world.check_empty(&next).await;
 }
 
 #[tokio::test(start_paused = true)]
@@ -270,6 +327,37 @@ async fn key_claimed_again_while_its_old_pod_vm_is_deleted_gets_another_one() {
     assert_ne!(first, second);
     controller.handle.release(&key("web")).await.expect("released");
     gone(&controller, "web").await;
+    world.check_empty(&controller).await;
+}
+
+/// A kubelet gives up after two minutes, deletes the sandbox and soon asks for another one.
+#[tokio::test(start_paused = true)]
+async fn slow_launch_serves_the_pod_that_comes_back() {
+    let world = World::new();
+    // Looks are two seconds apart.
+    world.cloud.delay(150);
+    let controller = world.start_lasting();
+    let pods = ["a", "b", "c"];
+    let begin = tokio::time::Instant::now();
+    let mut tries = 0;
+    let is_up = |totals: &Totals| totals.pod_vms.get("claimed") == Some(&3);
+    loop {
+        tries += 1;
+        for pod in pods {
+            controller.handle.claim(spec(pod)).await.expect("claimed");
+        }
+        let mut totals = controller.handle.totals();
+        if tokio::time::timeout(Duration::from_secs(120), totals.wait_for(is_up)).await.is_ok() {
+            break;
+        }
+        for pod in pods {
+            controller.handle.release(&key(pod)).await.expect("released");
+        }
+        tokio::time::sleep(Duration::from_secs(12)).await;
+    }
+    assert!(tries == 3 && begin.elapsed() > Duration::from_secs(280), "{tries} tries in {:?}", begin.elapsed());
+    assert_eq!(world.cloud.created(), 3, "one for each pod, however often it asks");
+    controller.handle.release_all().await.expect("released");
     world.check_empty(&controller).await;
 }
 
@@ -410,6 +498,8 @@ async fn burst_of_claims_is_served_without_a_double() {
     }
     until("all are assigned", controller.handle.totals(), |totals| totals.pod_vms.get("claimed") == Some(&200)).await;
     assert_eq!(world.cloud.created(), 200);
+    let launches = world.cloud.launched().len();
+    assert!(launches <= 4, "{launches} launches for claims that came at once");
     controller.handle.release_all().await.expect("released");
     world.check_empty(&controller).await;
     assert_eq!(world.cloud.created(), 200);

@@ -42,8 +42,11 @@ const EMPTY_LISTINGS: u32 = 2;
 /// Releases every claim, waits until the cloud shows nothing of ours, and removes what the provider made on this host.
 pub async fn clean_up(config: &ControllerConfig, provider: &Provider, limit: Duration) -> Result<(), CleanupError> {
     let state = StateDir::open(&config.state_dir)?;
-    let timing = Timing { sweep: SWEEP, ..Timing::default() };
-    let (driver, engine) = server::engine(state, provider, config.class.clone(), timing);
+    let timing = Timing { sweep: SWEEP, reuse: Duration::ZERO, ..Timing::default() };
+    let mut classes = config.class.clone();
+    // Nothing is to be kept ready.
+    classes.values_mut().for_each(|class| class.pool = None);
+    let (driver, engine) = server::engine(state, provider, classes, timing);
     let mut totals = engine.totals();
     let emptied = async {
         engine.release_all().await?;

@@ -46,6 +46,7 @@ const EXAMPLES: &str = r#"A configuration that needs no cloud:
   tee = "sample"
   root_of_trust = "insecure"
   host_access = ["host-path", "privileged"]
+  pool = { min = 2, max = 4, ttl_secs = 600 }   # two always wait for pods, two more may
 
 Any key may also be given as an environment variable (PEERPODS_PROVIDER__LOCAL__LEVEL=qemu) or with --set
 (--set provider.local.level=qemu); --set wins over the environment, the environment over the file.

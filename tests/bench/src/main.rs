@@ -1,6 +1,7 @@
 //! Benchmarks against the budgets of the design; each figure stands beside a baseline measured in the same run.
 
 mod cri;
+mod engine;
 mod figure;
 mod memory;
 mod pull;
@@ -9,7 +10,7 @@ mod tunnel;
 
 use anyhow::{Result, bail};
 
-const NAMES: &[&str] = &["tunnel", "start", "memory", "pull", "cri"];
+const NAMES: &[&str] = &["tunnel", "start", "memory", "pull", "cri", "engine"];
 
 fn main() -> Result<()> {
     let mut is_json = false;
@@ -28,6 +29,7 @@ fn main() -> Result<()> {
             "start" => runtime.block_on(start::run())?,
             "memory" => runtime.block_on(memory::run())?,
             "cri" => runtime.block_on(cri::run())?,
+            "engine" => engine::run()?,
             _ => runtime.block_on(pull::run())?,
         };
         for figure in figures {

@@ -70,6 +70,35 @@ async fn a_pod_of_two_containers_runs_and_answers_on_its_address() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_pod_vm_that_waits_serves_the_next_pod() {
+    let options =
+        WorldOptions { controller_extra: "[class.default.pool]\nmin = 1\nmax = 1\n".to_owned(), ..WorldOptions::new(Level::Sandbox) };
+    let mut world = World::start(&options).unwrap();
+    world.registry().push(world.netns(), "app", "1", &Image::busybox(&[]).unwrap()).unwrap();
+    let image = format!("{}/app:1", world.registry_host());
+    let limit = Duration::from_secs(30);
+    let count_machines = |world: &World, count: usize| {
+        let machines = world.machines();
+        ensure!(machines.len() == count, "{machines:?}");
+        Ok(machines)
+    };
+    let waiting = eventually("one waits", limit, || count_machines(&world, 1)).unwrap().remove(0);
+    let (shim, _, _) = sandbox(&mut world, "web", 3).await;
+    let list = world.node_list().unwrap().to_string();
+    let id = waiting.file_name().unwrap().to_str().unwrap();
+    assert!(list.contains(id), "{id} waited, and the pod runs in another one: {list}");
+    eventually("another one waits", limit, || count_machines(&world, 2)).unwrap();
+    shim.create_container(&ContainerRequest::new(A, &image, &["/bin/sh", "-c", "echo here"])).await.unwrap();
+    shim.start_container(A).await.unwrap();
+    assert_eq!(shim.finish(A, "").await.unwrap().stdout, b"here\n");
+    shim.stop_vm().await.unwrap();
+    let left = eventually("a used one is deleted", limit, || count_machines(&world, 1)).unwrap();
+    assert_ne!(left, [waiting]);
+    world.shut_down().unwrap();
+    assert!(world.machines().is_empty(), "cleanup keeps none waiting: {:?}", world.machines());
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_workload_reaches_neither_metadata_nor_the_guest_channel() {
     let (mut world, image) = world();
     let (shim, _, _) = sandbox(&mut world, "curious", 2).await;

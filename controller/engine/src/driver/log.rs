@@ -16,8 +16,9 @@ pub(super) fn written(records: &Records, write: &Write, why: &'static str) {
             tracing::info!(instance_id = %pod_vm.instance_id, claim, pod, address, state = pod_vm.state.as_str(), why, "pod VM");
         }
         Write::Put(Record::Launch(launch)) => {
-            let (claim, pod) = (key_of(launch.claim.as_ref()), pod_of(launch.claim.as_ref()));
-            tracing::info!(token = %launch.token, claim, pod, instance_type = launch.key.instance_type, why, "launch");
+            let key = &launch.key;
+            let zone = key.zone.as_ref().map(display);
+            tracing::info!(token = %launch.token, count = launch.count, class = %key.class, instance_type = key.instance_type, zone, why, "launch");
         }
         Write::Put(Record::Claim(claim)) => {
             if let ClaimStatus::Failed { during, cause } = &claim.status {

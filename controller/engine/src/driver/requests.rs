@@ -46,6 +46,9 @@ impl Driver {
         if let Err(error) = self.record(record).await? {
             return Ok(Err(error));
         }
+        if self.hold.is_none_or(|until| until <= self.now()) {
+            self.hold = Some(self.now() + self.parts.timing.window);
+        }
         tracing::info!(claim = %key, %pod, "claimed");
         Ok(Ok(self.view(&key)))
     }

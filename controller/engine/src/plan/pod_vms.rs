@@ -1,12 +1,14 @@
 //! Pod VMs: assign them when they run, delete them when nobody wants them, forget them when the cloud has.
 
+use std::collections::HashSet;
 use std::net::IpAddr;
 
 use peerpods_cloud_api::{Instance, InstanceState};
-use peerpods_controller_api::{PodVmRecord, PodVmState, Record, RecordKey};
+use peerpods_controller_api::{InstanceId, PodVmRecord, PodVmState, Record, RecordKey};
 
 use super::Planner;
-use crate::Call;
+use super::matching::Matching;
+use crate::{Call, Observed};
 
 /// Looks at an instance that is being deleted before its deletion is asked for again.
 const ASK_AGAIN_AFTER: u32 = 16;
@@ -26,24 +28,23 @@ pub(super) enum Health {
     Dead(&'static str),
 }
 
-impl Planner<'_> {
-    pub(super) fn health(&self, pod_vm: &PodVmRecord) -> Health {
-        let observed = self.input.observed;
-        if pod_vm.state == PodVmState::Deleting {
-            return Health::Dead("the instance is being deleted");
-        }
-        if observed.gone.contains_key(&pod_vm.instance_id) {
-            return Health::Dead("the instance is gone");
-        }
-        match observed.instances.get(&pod_vm.instance_id) {
-            Some(seen) => state_health(&seen.instance),
-            None => {
-                let adopted = observed.adopted.get(&pod_vm.instance_id).copied().unwrap_or_default();
-                if observed.listed.is_some_and(|began| began > adopted) { Health::Missing } else { Health::Unknown }
-            }
+pub(super) fn health(observed: &Observed, pod_vm: &PodVmRecord) -> Health {
+    if pod_vm.state == PodVmState::Deleting {
+        return Health::Dead("the instance is being deleted");
+    }
+    if observed.gone.contains_key(&pod_vm.instance_id) {
+        return Health::Dead("the instance is gone");
+    }
+    match observed.instances.get(&pod_vm.instance_id) {
+        Some(seen) => state_health(&seen.instance),
+        None => {
+            let adopted = observed.adopted.get(&pod_vm.instance_id).copied().unwrap_or_default();
+            if observed.listed.is_some_and(|began| began > adopted) { Health::Missing } else { Health::Unknown }
         }
     }
+}
 
+impl Planner<'_> {
     /// The record that follows from what an instance shows; `None` if it is the same.
     pub(super) fn advanced(&self, pod_vm: &PodVmRecord, instance: &Instance) -> Option<PodVmRecord> {
         let Health::Up(address) = state_health(instance) else { return None };
@@ -52,28 +53,47 @@ impl Planner<'_> {
         (is_next && pod_vm.state != state).then(|| PodVmRecord { state, address: Some(address), ..pod_vm.clone() })
     }
 
-    pub(super) fn plan_pod_vms(&mut self) {
+    pub(super) fn plan_pod_vms(&mut self, matching: &Matching<'_>) {
+        let given: HashSet<&InstanceId> = matching.given.iter().map(|(_, pod_vm)| &pod_vm.instance_id).collect();
+        let idle: HashSet<&InstanceId> = matching.idle.iter().map(|pod_vm| &pod_vm.instance_id).collect();
         for pod_vm in self.input.records.pod_vms.values() {
             if pod_vm.state == PodVmState::Deleting {
                 self.delete(pod_vm);
-            } else if !self.input.records.is_wanted(pod_vm.claimed_by.as_ref()) {
-                let record = PodVmRecord { state: PodVmState::Deleting, ..pod_vm.clone() };
-                self.put(Record::PodVm(record), "nobody wants it");
-            } else {
-                match self.health(pod_vm) {
-                    Health::Missing => self.call(Call::Get(pod_vm.instance_id.clone())),
-                    Health::Coming | Health::Unknown => self.is_urgent = true,
-                    Health::Up(_) => {
-                        let seen = self.input.observed.instances.get(&pod_vm.instance_id);
-                        if let Some(record) = seen.and_then(|seen| self.advanced(pod_vm, &seen.instance)) {
-                            self.put(Record::PodVm(record), "it runs");
-                        }
-                    }
-                    // Its claim fails first, so that the cause is recorded before the instance is deleted.
-                    Health::Dead(_) => {}
+                continue;
+            }
+            let is_wanted = match &pod_vm.claimed_by {
+                None => true,
+                claim => self.input.records.is_wanted(claim.as_ref()),
+            };
+            match health(self.input.observed, pod_vm) {
+                Health::Coming | Health::Up(_) | Health::Unknown if !is_wanted && pod_vm.state == PodVmState::Launching => {
+                    let record = PodVmRecord { claimed_by: None, ..pod_vm.clone() };
+                    self.put(Record::PodVm(record), "its claim is gone, and no node was told of it");
                 }
+                _ if !is_wanted => self.put_deleting(pod_vm, "nobody wants it"),
+                Health::Missing => self.call(Call::Get(pod_vm.instance_id.clone())),
+                Health::Coming | Health::Unknown => self.is_urgent = true,
+                // What changes its owner, or goes, in this plan advances in the next one.
+                Health::Up(_) if given.contains(&pod_vm.instance_id) => {}
+                Health::Up(_) => {
+                    let seen = self.input.observed.instances.get(&pod_vm.instance_id);
+                    if let Some(record) = seen.and_then(|seen| self.advanced(pod_vm, &seen.instance)) {
+                        if idle.contains(&pod_vm.instance_id) {
+                            self.advancing.insert(pod_vm.instance_id.clone());
+                        }
+                        self.put(Record::PodVm(record), "it runs");
+                    }
+                }
+                Health::Dead(why) if pod_vm.claimed_by.is_none() => self.put_deleting(pod_vm, why),
+                // Its claim fails first, so that the cause is recorded before the instance is deleted.
+                Health::Dead(_) => {}
             }
         }
+    }
+
+    pub(super) fn put_deleting(&mut self, pod_vm: &PodVmRecord, why: &'static str) {
+        let record = PodVmRecord { state: PodVmState::Deleting, ..pod_vm.clone() };
+        self.put(Record::PodVm(record), why);
     }
 
     /// Asks for the deletion until the cloud says that there is nothing to delete.

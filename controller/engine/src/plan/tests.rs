@@ -5,7 +5,8 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use peerpods_cloud_api::{Instance, InstanceId, InstanceState, InstanceType, LaunchToken, Launched, ProviderError};
 use peerpods_controller_api::{
-    ClaimId, ClaimKey, ClaimStatus, Class, ClassName, ClassRecord, Mib, NodeName, PodRef, PodVmState, RootOfTrust, Tee,
+    ClaimId, ClaimKey, ClaimStatus, Class, ClassName, ClassRecord, LaunchRecord, Mib, NodeName, PodRef, PodVmState, Pool, RootOfTrust, Tee,
+    Zone,
 };
 use proptest::prelude::*;
 
@@ -32,6 +33,8 @@ enum Step {
     Die(u8),
     Restart,
     Pass(u16),
+    /// A zone has no capacity, or has some again.
+    Fill(bool),
 }
 
 fn any_step() -> impl Strategy<Value = Step> {
@@ -47,6 +50,7 @@ fn any_step() -> impl Strategy<Value = Step> {
         1 => any::<u8>().prop_map(Step::Die),
         1 => Just(Step::Restart),
         4 => (1_u16..3000).prop_map(Step::Pass),
+        1 => any::<bool>().prop_map(Step::Fill),
     ]
 }
 
@@ -58,9 +62,17 @@ struct Model {
     /// Answers that listings under way will give, made when they began.
     listings: BTreeMap<Call, Vec<Instance>>,
     began: BTreeMap<Call, Duration>,
-    launched: BTreeSet<LaunchToken>,
+    launched: BTreeMap<LaunchToken, u32>,
+    /// What the model's cloud has no capacity for.
+    full: BTreeSet<String>,
     created: u32,
+    died: u32,
+    /// Instances of launches without room; a launch that a restart has forgotten may be asked for again beside its replacement.
+    refused: u32,
+    /// What was asked for; its record may go before the answer comes.
+    requests: BTreeMap<LaunchToken, LaunchRecord>,
     claimed: u128,
+    planned: std::cell::Cell<u128>,
     now: Duration,
 }
 
@@ -69,16 +81,31 @@ fn owner() -> OwnerTag {
 }
 
 impl Model {
-    fn new() -> Self {
+    fn new(pool: Option<Pool>) -> Self {
         let mut model = Self::default();
-        let class = Class::new(Tee::Snp, RootOfTrust::Hardware).expect("valid");
+        let zones = ["a", "b"].map(|zone| Zone::new(zone).expect("valid")).to_vec();
+        let class = Class { zones, pool, ..Class::new(Tee::Snp, RootOfTrust::Hardware).expect("valid") };
         model.records.insert(Record::Class(ClassRecord { name: ClassName::new("default").expect("valid"), class }));
         model
     }
 
+    fn pool(&self) -> Option<Pool> {
+        self.records.classes.values().next().and_then(|record| record.class.pool)
+    }
+
     fn plan(&self) -> Plan {
         let timing = Timing { grace: Duration::ZERO, ..Timing::default() };
-        let plan = plan(&Input { records: &self.records, observed: &self.observed, owner: &owner(), timing: &timing, now: self.now });
+        self.planned.set(self.planned.get() + 1000);
+        let (owner, seed) = (owner(), self.planned.get());
+        let plan = plan(&Input {
+            records: &self.records,
+            observed: &self.observed,
+            owner: &owner,
+            timing: &timing,
+            now: self.now,
+            hold: None,
+            seed,
+        });
         let keys = plan.writes.iter().map(|(write, _)| match write {
             Write::Put(record) => record.key(),
             Write::Remove(key) => key.clone(),
@@ -88,8 +115,8 @@ impl Model {
             assert!(!self.observed.in_flight.contains(call), "a call is made once at a time");
             if let Call::Delete(id) = call {
                 let pod_vm = self.records.pod_vms.get(id);
-                let is_wanted = pod_vm.is_some_and(|p| self.records.is_wanted(p.claimed_by.as_ref()) && p.state != PodVmState::Deleting);
-                assert!(!is_wanted, "a wanted pod VM is not deleted");
+                let is_wanted = pod_vm.is_some_and(|p| p.state != PodVmState::Deleting);
+                assert!(!is_wanted, "a pod VM is recorded as deleted first");
             }
         }
         plan
@@ -99,7 +126,13 @@ impl Model {
         match write {
             Write::Put(record) => {
                 if let Record::PodVm(pod_vm) = record {
-                    self.observed.adopt(&pod_vm.instance_id, self.now);
+                    let old = self.records.pod_vms.get(&pod_vm.instance_id);
+                    let had = old.and_then(|old| old.claimed_by.clone()).filter(|claim| self.records.is_wanted(Some(claim)));
+                    assert!(had.is_none() || had == pod_vm.claimed_by, "an assignment does not change: {old:?} {pod_vm:?}");
+                    let is_new = pod_vm.claimed_by.is_some() && had != pod_vm.claimed_by;
+                    let others = self.records.pod_vms.values().filter(|p| p.instance_id != pod_vm.instance_id);
+                    assert!(!is_new || others.into_iter().all(|p| p.claimed_by != pod_vm.claimed_by), "a claim has one pod VM");
+                    self.observed.recorded(pod_vm, self.now);
                 }
                 self.records.insert(record.clone());
             }
@@ -109,12 +142,17 @@ impl Model {
                     assert!(!self.instances.contains_key(&id), "a record goes only after its instance");
                     self.observed.forget_instance(&id);
                 }
-                self.records.remove(key);
+                if let Some(Record::Launch(launch)) = self.records.remove(key) {
+                    self.observed.forget_launch(&launch, self.now, &Timing::default());
+                }
             }
         }
     }
 
     fn start(&mut self, call: Call) {
+        if let Call::Launch(token) = &call {
+            self.requests.insert(token.clone(), self.records.launches[token].clone());
+        }
         if call == Call::List {
             self.listings.insert(call.clone(), self.instances.values().cloned().collect());
         }
@@ -134,12 +172,21 @@ impl Model {
                 tees: vec![Tee::Snp],
             }])),
             Call::Launch(token) => {
-                if self.launched.insert(token.clone()) {
-                    self.created += 1;
-                    let id = InstanceId::new(format!("i-{}", self.created)).expect("valid");
-                    let instance =
-                        Instance { id: id.clone(), owner: owner(), token: token.clone(), state: InstanceState::Pending, address: None };
-                    self.instances.insert(id, instance);
+                let launch = &self.requests[token];
+                if launch.key.zone.as_ref().is_some_and(|zone| self.full.contains(zone.as_str())) && !self.launched.contains_key(token) {
+                    self.refused += launch.count;
+                    return Outcome::Launched(Err(ProviderError::InsufficientCapacity { detail: "full".to_owned() }));
+                }
+                let count = launch.count;
+                assert!((1..=100).contains(&count));
+                if self.launched.insert(token.clone(), count).is_none() {
+                    for _ in 0..count {
+                        self.created += 1;
+                        let id = InstanceId::new(format!("i-{}", self.created)).expect("valid");
+                        let instance =
+                            Instance { id: id.clone(), owner: owner(), token: token.clone(), state: InstanceState::Pending, address: None };
+                        self.instances.insert(id, instance);
+                    }
                 }
                 Outcome::Launched(Ok(Launched { instances: self.instances.values().filter(|i| i.token == *token).cloned().collect() }))
             }
@@ -165,6 +212,11 @@ impl Model {
         // Results of one moment still have an order.
         self.now += Duration::from_micros(1);
         self.observed.take(call, outcome, began, self.now, &timing, 500);
+        if let Call::Launch(token) = call
+            && !self.records.launches.contains_key(token)
+        {
+            self.observed.forget_token(token);
+        }
     }
 
     fn step(&mut self, step: &Step) {
@@ -230,6 +282,7 @@ impl Model {
             Step::Die(n) => {
                 let ids: Vec<_> = self.instances.keys().cloned().collect();
                 if let Some(i) = nth(ids.len(), *n) {
+                    self.died += 1;
                     if n % 2 == 0 {
                         self.instances.remove(&ids[i]);
                     } else if let Some(instance) = self.instances.get_mut(&ids[i]) {
@@ -238,10 +291,15 @@ impl Model {
                 }
             }
             Step::Restart => self.restart(),
+            Step::Fill(true) => drop(self.full.insert("a".to_owned())),
+            Step::Fill(false) => self.full.clear(),
             Step::Pass(millis) => self.now += Duration::from_millis(u64::from(*millis)),
         }
-        let tokens: BTreeSet<_> = self.instances.values().map(|i| &i.token).collect();
-        assert_eq!(tokens.len(), self.instances.len(), "one launch makes one instance");
+        let mut of_token: BTreeMap<&LaunchToken, u32> = BTreeMap::new();
+        for instance in self.instances.values() {
+            *of_token.entry(&instance.token).or_default() += 1;
+        }
+        assert!(of_token.iter().all(|(token, count)| *count <= self.launched[*token]), "a launch makes no more than it says");
     }
 
     fn restart(&mut self) {
@@ -273,8 +331,8 @@ impl Model {
                 ClaimStatus::Failed { .. } => true,
                 ClaimStatus::Released => false,
             });
-            let is_up = self.records.pod_vms.values().all(|p| p.state == PodVmState::Claimed);
-            let is_settled = is_served && is_up && self.records.launches.is_empty();
+            let is_up = self.records.pod_vms.values().all(|p| matches!(p.state, PodVmState::Claimed | PodVmState::Running));
+            let is_settled = is_served && is_up && self.records.launches.is_empty() && self.has_its_pool();
             if only_sweeps && is_settled && self.observed.instances.len() == self.records.pod_vms.len() && self.is_seen() {
                 return;
             }
@@ -287,6 +345,23 @@ impl Model {
             }
         }
         panic!("does not settle: {self:#?}\n{:#?}", self.plan());
+    }
+
+    /// The class keeps nothing ready any more.
+    fn drain(&mut self) {
+        for record in self.records.classes.values_mut() {
+            record.class.pool = None;
+        }
+        self.settle();
+    }
+
+    /// Whether as many wait as should, and no more than may.
+    fn has_its_pool(&self) -> bool {
+        let waiting = self.records.pod_vms.values().filter(|p| p.claimed_by.is_none()).count();
+        match self.pool() {
+            None => waiting == 0,
+            Some(pool) => (pool.min as usize..=pool.max as usize).contains(&waiting),
+        }
     }
 
     /// Whether what is observed is what exists.
@@ -324,8 +399,11 @@ fn spec(n: u8) -> ClaimSpec {
 proptest! {
     #![proptest_config(ProptestConfig { cases: 2000, ..ProptestConfig::default() })]
     #[test]
-    fn nothing_is_doubled_and_nothing_is_left(steps in proptest::collection::vec(any_step(), 0..120)) {
-        let mut model = Model::new();
+    fn nothing_is_doubled_and_nothing_is_left(
+        steps in proptest::collection::vec(any_step(), 0..120),
+        pool in proptest::option::of((0_u32..3, 0_u32..3).prop_map(|(min, more)| Pool { min, max: min + more, ttl_secs: 1 })),
+    ) {
+        let mut model = Model::new(pool);
         for step in &steps {
             model.step(step);
         }
@@ -342,8 +420,13 @@ proptest! {
             model.step(&Step::Release(n));
         }
         model.settle();
-        prop_assert!(model.records.claims.is_empty() && model.records.pod_vms.is_empty() && model.records.launches.is_empty());
+        prop_assert!(model.records.claims.is_empty() && model.records.launches.is_empty());
+        model.drain();
+        prop_assert!(model.records.pod_vms.is_empty(), "left: {:?}", model.records.pod_vms);
         prop_assert!(model.instances.is_empty(), "left: {:?}", model.instances);
-        prop_assert!(u128::from(model.created) <= model.claimed, "more instances than lives of claims");
+        if pool.is_none() {
+            let most = model.claimed + u128::from(model.died) + u128::from(model.refused);
+            prop_assert!(u128::from(model.created) <= most, "more instances than lives of claims");
+        }
     }
 }

@@ -93,6 +93,10 @@ impl Journal for FusedJournal {
 pub(crate) struct FakeCloud {
     state: Mutex<CloudState>,
     created: AtomicU32,
+    /// The instance types that launches asked for, those that failed included.
+    launched: Mutex<Vec<String>>,
+    /// Looks beyond the first until a new instance runs.
+    delay: AtomicU32,
 }
 
 #[derive(Debug, Default)]
@@ -119,6 +123,11 @@ impl FakeCloud {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
+    /// From now on a new instance runs only after so many looks.
+    pub(crate) fn delay(&self, looks: u32) {
+        self.delay.store(looks, Ordering::Relaxed);
+    }
+
     /// The next call of this name (`launch`, `get`, `delete`, `list`, `instance_types`) fails.
     pub(crate) fn fail_next(&self, call: &'static str, fault: Fault, error: ProviderError) {
         self.state().faults.entry(call).or_default().push_back((fault, error));
@@ -131,6 +140,11 @@ impl FakeCloud {
     /// How many instances there have ever been.
     pub(crate) fn created(&self) -> u32 {
         self.created.load(Ordering::Relaxed)
+    }
+
+    /// The instance types that launches have asked for.
+    pub(crate) fn launched(&self) -> Vec<String> {
+        self.launched.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
     /// An instance stops by itself.
@@ -186,6 +200,7 @@ impl CloudProvider for FakeCloud {
     }
 
     async fn launch(&self, request: &LaunchRequest) -> Result<Launched, ProviderError> {
+        self.launched.lock().unwrap_or_else(PoisonError::into_inner).push(request.instance_type.clone());
         self.call("launch", |state| {
             if let Some(first) = state.tokens.get(&request.token) {
                 if first != request {
@@ -198,7 +213,7 @@ impl CloudProvider for FakeCloud {
                     let id = InstanceId::new(format!("i-{number}")).expect("valid");
                     let (owner, token) = (request.owner.clone(), request.token.clone());
                     let instance = Instance { id: id.clone(), owner, token, state: InstanceState::Pending, address: None };
-                    state.instances.insert(id, Machine { instance, looks: 1 });
+                    state.instances.insert(id, Machine { instance, looks: 1 + self.delay.load(Ordering::Relaxed) });
                 }
             }
             let instances = state.instances.values().map(|machine| machine.instance.clone());
