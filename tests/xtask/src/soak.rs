@@ -1,4 +1,4 @@
-//! `cargo xtask soak`: long runs that kill processes at random moments.
+//! `cargo xtask soak`: long runs that kill the engine, and processes, at random moments.
 
 use std::process::Command;
 
@@ -6,31 +6,39 @@ use crate::stage::Stages;
 use crate::{binaries, containerd, packages};
 
 const HELP: &str = "\
-Kill the node daemon, the controller or both at random moments of pods' lives.
+Run the engine through random schedules, then kill the node daemon, the controller or both at random moments of pods' lives.
 
-Usage: cargo xtask soak [--seed N] [--kills N] [--pods N]
+Usage: cargo xtask soak [--seed N] [--schedules N] [--kills N] [--pods N]
 
-  --seed N    the same seed gives the same kills (default: printed at the start)
-  --kills N   how many (default 100)
-  --pods N    pods alive at once (default 10)
+  --seed N       the same seed gives the same schedules and kills (default: printed at the start)
+  --schedules N  how many schedules of the simulator (default 100000)
+  --kills N      how many kills of processes (default 100)
+  --pods N       pods alive at once (default 10)
 
-It fails when a machine is leaked, a Ready pod is lost, a container's output is incomplete, or a kill hit nothing.
+A schedule runs the engine against a modelled cloud in virtual time, with faults and kills; it fails when an instance is leaked, doubled,
+taken from a claim, or was not ours.
+The kills fail when a machine is leaked, a Ready pod is lost, a container's output is incomplete, or a kill hit nothing.
 Then the node daemon alone is killed twice as often under as many pods of containerd, which log and echo all the while: it fails when
 a container ended, or a byte of a log or of an exec is lost or doubled.
 ";
 
 /// `cargo xtask soak`.
 pub(crate) fn run(args: &[String]) -> Result<(), String> {
-    if crate::parse(args, HELP, &[], &["--seed", "--kills", "--pods"])?.is_none() {
-        return Ok(());
-    }
+    let Some(options) = crate::parse(args, HELP, &[], &["--seed", "--schedules", "--kills", "--pods"])? else { return Ok(()) };
     let mut stages = Stages::new();
     stages.run("packages", || packages::ensure(&[packages::BUILD, packages::RUN, packages::CONTAINERD]))?;
     let containerd = containerd::ensure(&mut stages)?;
     stages.run("build", || {
         let packages = ["peerpods-controller", "peerpods-node", "peerpods-link", "peerpods-shim", "peerpods-guest", "peerpods-e2e"];
-        binaries::build("dev", &packages, &["peerpods-controller/local-sandbox"])
+        binaries::build("dev", &packages, &["peerpods-controller/local-sandbox"])?;
+        binaries::build("ship", &["peerpods-simulator"], &[])
     })?;
+    let given = |names: &[&'static str]| -> Vec<String> {
+        let values = names.iter().filter_map(|name| Some([(*name).to_owned(), options.value(name)?.to_owned()]));
+        values.flatten().collect()
+    };
+    crate::stage::run(Command::new(binaries::binary("ship", "peerpods-simulator")?).args(given(&["--seed", "--schedules"])))?;
     let mut soak = Command::new(binaries::binary("dev", "peerpods-soak")?);
-    crate::stage::run(soak.env("PEERPODS_BINARIES", binaries::folder("dev")?).env(containerd::VARIABLE, containerd).args(args))
+    soak.env("PEERPODS_BINARIES", binaries::folder("dev")?).env(containerd::VARIABLE, containerd);
+    crate::stage::run(soak.args(given(&["--seed", "--kills", "--pods"])))
 }

@@ -1,0 +1,51 @@
+//! What happened in one schedule, or in many.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::fmt;
+
+/// Counts of what was done and seen.
+#[derive(Debug, Clone, Default)]
+pub struct Report {
+    /// Schedules that were run.
+    pub schedules: u64,
+    /// Times that the engine was dropped in the middle of its work.
+    pub kills: u64,
+    /// Instances that the cloud has made.
+    pub instances: u64,
+    /// Calls of the cloud.
+    pub calls: u64,
+    /// Faults by what they were.
+    pub faults: BTreeMap<&'static str, u64>,
+    /// States that claims and pod VMs were seen in.
+    pub states: BTreeSet<&'static str>,
+}
+
+impl Report {
+    /// Adds another one.
+    pub fn add(&mut self, other: &Self) {
+        self.schedules += other.schedules;
+        self.kills += other.kills;
+        self.instances += other.instances;
+        self.calls += other.calls;
+        for (fault, count) in &other.faults {
+            *self.faults.entry(fault).or_default() += count;
+        }
+        self.states.extend(&other.states);
+    }
+
+    pub(crate) fn fault(&mut self, name: &'static str) {
+        *self.faults.entry(name).or_default() += 1;
+    }
+}
+
+impl fmt::Display for Report {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { schedules, kills, instances, calls, faults, states } = self;
+        writeln!(f, "{schedules} schedules, {kills} kills of the engine, {calls} calls of the cloud, {instances} instances")?;
+        let faults: Vec<String> = faults.iter().map(|(name, count)| format!("{name} {count}")).collect();
+        writeln!(f, "faults: {}", faults.join(", "))?;
+        let states: Vec<&str> = states.iter().copied().collect();
+        writeln!(f, "states reached: {}", states.join(", "))?;
+        write!(f, "0 leaked, 0 doubled, 0 taken from a claim, 0 of others deleted")
+    }
+}
