@@ -6,6 +6,7 @@
 
 mod error;
 mod instance;
+mod limits;
 pub mod settings;
 mod units;
 
@@ -13,6 +14,7 @@ pub use error::ProviderError;
 pub use instance::{
     Instance, InstanceId, InstanceState, InstanceType, InvalidName, LaunchRequest, LaunchToken, Launched, OwnerTag, Tee, Zone,
 };
+pub use limits::{Limits, Rate};
 pub use units::Mib;
 
 use async_trait::async_trait;
@@ -46,4 +48,9 @@ pub trait CloudProvider: Send + Sync {
 
     /// Lists the instance types that may be launched, cheapest first.
     async fn instance_types(&self) -> Result<Vec<InstanceType>, ProviderError>;
+
+    /// How often all of this may be called; the caller keeps to it.
+    fn limits(&self) -> Limits {
+        Limits::default()
+    }
 }

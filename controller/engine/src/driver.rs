@@ -22,7 +22,7 @@ use tokio::time::Instant;
 use crate::handle::{Handle, Request};
 use crate::plan::{Input, Write, plan};
 use crate::store::Store;
-use crate::{Call, ClaimView, Journal, JournalError, Observed, Outcome, Timing, Totals, admission, view};
+use crate::{Buckets, Call, ClaimView, Journal, JournalError, Observed, Outcome, Timing, Totals, admission, view};
 
 /// Reads what a machine has last written to its console; an ability that not every provider has.
 #[async_trait]
@@ -77,7 +77,7 @@ pub struct Driver {
 }
 
 /// Requests that may wait for the driver before senders do.
-const QUEUE: usize = 64;
+const QUEUE: usize = 256;
 /// How long calls of the provider may take to end once the driver stops.
 const DRAIN: Duration = Duration::from_secs(5);
 /// How long a console may take to be read.
@@ -90,9 +90,9 @@ impl Driver {
         let (published, totals) = watch::channel(Totals::default());
         let driver = Self {
             store: Store::new(Arc::clone(&parts.journal)),
-            parts,
             started: Instant::now(),
-            observed: Observed::default(),
+            observed: Observed { buckets: Buckets::new(parts.provider.limits()), ..Observed::default() },
+            parts,
             journal_pause: None,
             hold: None,
             calls: FuturesUnordered::new(),
@@ -136,7 +136,14 @@ impl Driver {
                         self.take(&call, began, outcome);
                     }
                 }
-                Some(request) = self.requests.recv() => self.answer(request).await?,
+                Some(request) = self.requests.recv() => {
+                    self.answer(request).await?;
+                    // A burst of requests too; not more of them than could wait, so that planning has its turn.
+                    for _ in 0..QUEUE {
+                        let Ok(request) = self.requests.try_recv() else { break };
+                        self.answer(request).await?;
+                    }
+                }
                 () = woken => {}
             }
         }
@@ -225,7 +232,7 @@ impl Driver {
             }
         };
         tracing::debug!(?call, "calling the cloud");
-        self.observed.in_flight.insert(call.clone());
+        self.observed.begin(&call, self.store.records.count_of(&call), began);
         self.calls.push(Box::pin(async move { (call, began, future.await) }));
     }
 

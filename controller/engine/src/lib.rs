@@ -11,6 +11,7 @@
 //! has said that the instance is not found.
 
 mod admission;
+mod buckets;
 pub mod conformance;
 mod driver;
 mod handle;
@@ -23,6 +24,7 @@ mod timing;
 mod view;
 
 pub use admission::{AdmissionError, ClaimSpec};
+pub use buckets::Buckets;
 pub use driver::{Console, Driver, DriverError, Parts};
 pub use handle::{Handle, RequestError};
 pub use journal::{Journal, JournalError, MemoryJournal, Revision, Stored};

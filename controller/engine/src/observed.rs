@@ -9,7 +9,7 @@ use peerpods_cloud_api::{Instance, InstanceId, InstanceState, InstanceType, Laun
 
 use peerpods_controller_api::{LaunchKey, LaunchRecord, PodVmRecord};
 
-use crate::Timing;
+use crate::{Buckets, Timing};
 
 /// A call of the provider; there is at most one of each under way.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -95,7 +95,7 @@ pub struct Observed {
     pub listed: Option<Duration>,
     /// When that listing ended.
     pub list_ended: Duration,
-    /// Listings since something was last launched.
+    /// Listings since something was last launched or deleted.
     pub looks: u32,
     /// What may be launched.
     pub types: Option<Vec<InstanceType>>,
@@ -119,9 +119,19 @@ pub struct Observed {
     pub in_flight: BTreeSet<Call>,
     /// Calls that wait before they are made again.
     pub pauses: BTreeMap<Call, Pause>,
+    /// When the cloud last accepted a deletion.
+    pub deleted: BTreeMap<InstanceId, Duration>,
+    /// What the cloud's limits leave.
+    pub buckets: Buckets,
 }
 
 impl Observed {
+    /// Notes that a call begins; `count` is how many instances it asks for.
+    pub fn begin(&mut self, call: &Call, count: u32, now: Duration) {
+        self.in_flight.insert(call.clone());
+        self.buckets.take(call, count, now);
+    }
+
     /// Takes in the result of a call that began and ended at these times.
     pub fn take(&mut self, call: &Call, outcome: Outcome, began: Duration, now: Duration, timing: &Timing, jitter: u32) {
         self.in_flight.remove(call);
@@ -173,8 +183,9 @@ impl Observed {
                     seen.instance.state = InstanceState::Deleting;
                     seen.at = now;
                 }
+                self.deleted.insert(id.clone(), now);
+                self.looks = 0;
                 self.wait(call, now, timing);
-                self.wait(&Call::Get(id.clone()), now, timing);
             }
             (Call::Examine(id), Outcome::Examined(console)) => drop(self.consoles.insert(id.clone(), console)),
             (_, Outcome::Listed(Err(error)) | Outcome::Got(Err(error)) | Outcome::Deleted(Err(error))) => {
@@ -201,6 +212,7 @@ impl Observed {
     pub fn forget_instance(&mut self, id: &InstanceId) {
         self.instances.remove(id);
         self.adopted.remove(id);
+        self.deleted.remove(id);
         self.consoles.remove(id);
         self.forget_calls(id);
     }
@@ -237,6 +249,7 @@ impl Observed {
         }
         let is_known = |id: &InstanceId| self.instances.contains_key(id) || self.adopted.contains_key(id);
         self.pauses.retain(|call, _| call.instance_id().is_none_or(is_known));
+        self.deleted.retain(|id, _| is_known(id));
         self.listed = Some(began);
         self.list_ended = now;
         self.looks = self.looks.saturating_add(1);

@@ -20,7 +20,7 @@ use peerpods_cloud_api::{InstanceId, OwnerTag};
 use peerpods_controller_api::{Record, RecordKey};
 
 use crate::records::Index;
-use crate::{Call, Observed, Records, Timing};
+use crate::{Buckets, Call, Observed, Records, Timing};
 use matching::{Catalogue, match_up};
 
 /// What a plan is made from.
@@ -72,6 +72,7 @@ pub fn plan(input: &Input<'_>) -> Plan {
         wants_listing: input.observed.listed.is_none(),
         is_urgent: false,
         advancing: HashSet::new(),
+        buckets: input.observed.buckets.clone(),
     };
     let mut catalogue = Catalogue::new(input.records, input.observed, input.now);
     let mut matching = match_up(input.records, &planner.index, input.observed, &mut catalogue);
@@ -94,6 +95,8 @@ struct Planner<'a> {
     is_urgent: bool,
     /// Pod VMs that nobody has and whose records are written already in this plan.
     advancing: HashSet<InstanceId>,
+    /// What the cloud's limits leave to the rest of this plan.
+    buckets: Buckets,
 }
 
 impl Planner<'_> {
@@ -114,7 +117,13 @@ impl Planner<'_> {
         if let Some(pause) = observed.pauses.get(&call).filter(|pause| pause.until > self.input.now) {
             return self.wake_at(pause.until);
         }
+        let count = self.input.records.count_of(&call);
+        let due = self.buckets.due(&call, count);
+        if due > self.input.now {
+            return self.wake_at(due);
+        }
         if observed.in_flight.len() + self.plan.calls.len() < self.input.timing.max_calls {
+            self.buckets.take(&call, count, self.input.now);
             self.plan.calls.push(call);
         }
     }
@@ -130,6 +139,7 @@ impl Planner<'_> {
             (true, _) | (_, true) => self.input.timing.poll(observed.looks),
             (false, false) => self.input.timing.sweep,
         };
+        let interval = interval.max(self.buckets.listing_interval());
         let due = observed.list_ended + interval;
         if due <= self.input.now || observed.listed.is_none() { self.call(Call::List) } else { self.wake_at(due) }
     }

@@ -7,6 +7,8 @@ use peerpods_controller_api::{
     Record, RecordKey, RecordKind,
 };
 
+use crate::Call;
+
 /// All records by their keys. Changed only after the Journal has accepted a write.
 #[derive(Debug, Clone, Default, PartialEq)]
 pub struct Records {
@@ -53,6 +55,12 @@ impl Records {
     pub fn is_wanted(&self, claim: Option<&ClaimRef>) -> bool {
         let record = claim.and_then(|claim| self.claims.get(&claim.key).filter(|record| record.id == claim.id));
         record.is_some_and(|record| record.status == ClaimStatus::Open)
+    }
+
+    /// How many instances a call asks for.
+    pub(crate) fn count_of(&self, call: &Call) -> u32 {
+        let Call::Launch(token) = call else { return 0 };
+        self.launches.get(token).map_or(0, |launch| launch.count)
     }
 
     /// What refers to which claim.

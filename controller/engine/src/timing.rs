@@ -25,6 +25,8 @@ pub struct Timing {
     /// How long a pod VM that nobody was told of is kept for the next claim, beyond what pools keep: a kubelet that gives up on a slow
     /// launch comes back within that time.
     pub reuse: Duration,
+    /// How long after a deletion was accepted it is asked for again if the instance is still there.
+    pub delete_again: Duration,
     /// Our own limit on each call of the provider.
     pub call_deadline: Duration,
     /// Calls of the provider under way at once.
@@ -43,6 +45,7 @@ impl Default for Timing {
             window: Duration::from_millis(10),
             refusal: Duration::from_secs(20),
             reuse: Duration::from_secs(20),
+            delete_again: Duration::from_secs(30),
             call_deadline: Duration::from_secs(120),
             max_calls: 32,
         }

@@ -1,5 +1,6 @@
 //! Benchmarks against the budgets of the design; each figure stands beside a baseline measured in the same run.
 
+mod burst;
 mod cri;
 mod engine;
 mod figure;
@@ -10,7 +11,7 @@ mod tunnel;
 
 use anyhow::{Result, bail};
 
-const NAMES: &[&str] = &["tunnel", "start", "memory", "pull", "cri", "engine"];
+const NAMES: &[&str] = &["tunnel", "start", "memory", "pull", "cri", "engine", "burst"];
 
 fn main() -> Result<()> {
     let mut is_json = false;
@@ -30,6 +31,7 @@ fn main() -> Result<()> {
             "memory" => runtime.block_on(memory::run())?,
             "cri" => runtime.block_on(cri::run())?,
             "engine" => engine::run()?,
+            "burst" => burst::run()?,
             _ => runtime.block_on(pull::run())?,
         };
         for figure in figures {

@@ -6,8 +6,8 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use peerpods_cloud_api::{
-    CloudProvider, Instance, InstanceId, InstanceState, InstanceType, LaunchRequest, LaunchToken, Launched, Mib, OwnerTag, ProviderError,
-    Tee,
+    CloudProvider, Instance, InstanceId, InstanceState, InstanceType, LaunchRequest, LaunchToken, Launched, Limits, Mib, OwnerTag,
+    ProviderError, Rate, Tee,
 };
 use tokio::time::Instant;
 
@@ -24,6 +24,10 @@ struct State {
     instances: BTreeMap<InstanceId, Vm>,
     tokens: BTreeMap<LaunchToken, (LaunchRequest, Vec<InstanceId>)>,
     full: BTreeSet<String>,
+    limits: Limits,
+    buckets: [Bucket; 4],
+    /// When it last made an instance.
+    launched: Option<Instant>,
     /// Healthy instances that a node uses: nobody may delete them.
     held: BTreeSet<InstanceId>,
     report: Report,
@@ -41,6 +45,45 @@ struct Vm {
     gone: Option<Instant>,
 }
 
+/// Tokens as the cloud counts them; empty until its first use.
+#[derive(Default)]
+struct Bucket {
+    counted: Option<(Instant, f64)>,
+}
+
+impl Bucket {
+    /// Whether so many tokens were there, which are then taken.
+    fn take(&mut self, rate: Option<Rate>, count: u32) -> bool {
+        let Some(rate) = rate else { return true };
+        let (now, burst) = (Instant::now(), f64::from(rate.burst));
+        let level = self.counted.map_or(burst, |(at, level)| burst.min(level + (now - at).as_secs_f64() * f64::from(rate.per_second)));
+        let is_enough = level + ROUNDING >= f64::from(count);
+        self.counted = Some((now, if is_enough { level - f64::from(count) } else { level }));
+        is_enough
+    }
+}
+
+/// Thousandths of a token that a clock of milliseconds loses.
+const ROUNDING: f64 = 0.1;
+
+/// Which bucket a call draws from.
+#[derive(Clone, Copy)]
+enum Draw {
+    Launch(u32),
+    Read,
+    Delete,
+}
+
+impl Draw {
+    fn name(self) -> &'static str {
+        match self {
+            Self::Launch(_) => "launch",
+            Self::Read => "read",
+            Self::Delete => "delete",
+        }
+    }
+}
+
 /// How a call goes wrong.
 #[derive(Clone, Copy, PartialEq)]
 enum Trouble {
@@ -51,10 +94,14 @@ enum Trouble {
 }
 
 impl ModelCloud {
-    pub(crate) fn new(seed: u64) -> Self {
+    /// One with these limits; a faulty one fails until it is mended.
+    pub(crate) fn new(seed: u64, limits: Limits, is_faulty: bool) -> Self {
         let state = State {
             rng: fastrand::Rng::with_seed(seed),
-            is_faulty: true,
+            is_faulty,
+            limits,
+            buckets: Default::default(),
+            launched: None,
             instances: BTreeMap::new(),
             tokens: BTreeMap::new(),
             full: BTreeSet::new(),
@@ -120,6 +167,12 @@ impl ModelCloud {
         }
     }
 
+    /// When it last made an instance, and the counts.
+    pub(crate) fn launched(&self) -> (Option<Instant>, Report) {
+        let state = self.state();
+        (state.launched, state.report.clone())
+    }
+
     pub(crate) fn violation(&self, what: String) {
         self.state().violations.push(what);
     }
@@ -133,10 +186,15 @@ impl ModelCloud {
     }
 
     /// Waits as long as a call takes; the future may be dropped before, in the middle or after.
-    async fn call<T>(&self, most_ms: u64, work: impl FnOnce(&mut State) -> Result<T, ProviderError>) -> Result<T, ProviderError> {
+    async fn call<T>(
+        &self,
+        most_ms: u64,
+        draw: Draw,
+        work: impl FnOnce(&mut State) -> Result<T, ProviderError>,
+    ) -> Result<T, ProviderError> {
         let (there, back, trouble, error) = {
             let mut state = self.state();
-            state.report.calls += 1;
+            *state.report.calls.entry(draw.name()).or_default() += 1;
             let trouble = state.trouble();
             (state.rng.u64(0..=most_ms / 2), state.rng.u64(0..=most_ms / 2), trouble, state.error())
         };
@@ -148,7 +206,7 @@ impl ModelCloud {
         let result = {
             let mut state = self.state();
             state.tick();
-            work(&mut state)
+            if state.draw(draw) { work(&mut state) } else { Err(ProviderError::Throttled { retry_after: None }) }
         };
         if trouble == Trouble::Silence {
             self.note("no answer");
@@ -164,6 +222,21 @@ impl ModelCloud {
 }
 
 impl State {
+    /// Whether the account's limits let a call pass.
+    fn draw(&mut self, draw: Draw) -> bool {
+        let limits = self.limits;
+        let [launches, instances, reads, deletes] = &mut self.buckets;
+        let is_passed = match draw {
+            Draw::Launch(count) => launches.take(limits.launches, 1) && instances.take(limits.instances, count),
+            Draw::Read => reads.take(limits.reads, 1),
+            Draw::Delete => deletes.take(limits.deletes, 1),
+        };
+        if !is_passed {
+            self.report.fault("over the limit");
+        }
+        is_passed
+    }
+
     fn trouble(&mut self) -> Trouble {
         if !self.is_faulty {
             return Trouble::None;
@@ -223,6 +296,7 @@ impl State {
             gone: None,
         };
         self.instances.insert(id, vm);
+        self.launched = Some(now);
         instance
     }
 
@@ -279,11 +353,11 @@ impl CloudProvider for ModelCloud {
     }
 
     async fn launch(&self, request: &LaunchRequest) -> Result<Launched, ProviderError> {
-        self.call(2000, |state| state.launch(request)).await
+        self.call(2000, Draw::Launch(request.count), |state| state.launch(request)).await
     }
 
     async fn get(&self, id: &InstanceId) -> Result<Instance, ProviderError> {
-        self.call(200, |state| {
+        self.call(200, Draw::Read, |state| {
             let visible = state.instances.get(id).filter(|vm| vm.visible <= Instant::now());
             visible.map(|vm| vm.instance.clone()).ok_or(ProviderError::NotFound)
         })
@@ -291,11 +365,11 @@ impl CloudProvider for ModelCloud {
     }
 
     async fn delete(&self, id: &InstanceId) -> Result<(), ProviderError> {
-        self.call(500, |state| state.delete(id, OWNER)).await
+        self.call(500, Draw::Delete, |state| state.delete(id, OWNER)).await
     }
 
     async fn list(&self, owner: &OwnerTag) -> Result<Vec<Instance>, ProviderError> {
-        self.call(400, |state| {
+        self.call(400, Draw::Read, |state| {
             let now = Instant::now();
             let visible = state.instances.values().filter(|vm| vm.visible <= now && vm.instance.owner == *owner);
             Ok(visible.map(|vm| vm.instance.clone()).collect())
@@ -311,6 +385,10 @@ impl CloudProvider for ModelCloud {
             gpus: 0,
             tees: vec![Tee::Snp],
         };
-        self.call(200, |_| Ok(vec![size("small", 2, 4), size("large", 8, 32)])).await
+        self.call(200, Draw::Read, |_| Ok(vec![size("small", 2, 4), size("large", 8, 32)])).await
+    }
+
+    fn limits(&self) -> Limits {
+        self.state().limits
     }
 }

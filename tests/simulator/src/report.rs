@@ -12,8 +12,8 @@ pub struct Report {
     pub kills: u64,
     /// Instances that the cloud has made.
     pub instances: u64,
-    /// Calls of the cloud.
-    pub calls: u64,
+    /// Calls of the cloud by what they were.
+    pub calls: BTreeMap<&'static str, u64>,
     /// Faults by what they were.
     pub faults: BTreeMap<&'static str, u64>,
     /// States that claims and pod VMs were seen in.
@@ -26,9 +26,10 @@ impl Report {
         self.schedules += other.schedules;
         self.kills += other.kills;
         self.instances += other.instances;
-        self.calls += other.calls;
-        for (fault, count) in &other.faults {
-            *self.faults.entry(fault).or_default() += count;
+        for (mine, theirs) in [(&mut self.calls, &other.calls), (&mut self.faults, &other.faults)] {
+            for (name, count) in theirs {
+                *mine.entry(name).or_default() += count;
+            }
         }
         self.states.extend(&other.states);
     }
@@ -41,9 +42,13 @@ impl Report {
 impl fmt::Display for Report {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let Self { schedules, kills, instances, calls, faults, states } = self;
-        writeln!(f, "{schedules} schedules, {kills} kills of the engine, {calls} calls of the cloud, {instances} instances")?;
-        let faults: Vec<String> = faults.iter().map(|(name, count)| format!("{name} {count}")).collect();
-        writeln!(f, "faults: {}", faults.join(", "))?;
+        let list = |counts: &BTreeMap<&str, u64>| {
+            let counts: Vec<String> = counts.iter().map(|(name, count)| format!("{name} {count}")).collect();
+            counts.join(", ")
+        };
+        writeln!(f, "{schedules} schedules, {kills} kills of the engine, {instances} instances")?;
+        writeln!(f, "calls of the cloud: {}", list(calls))?;
+        writeln!(f, "faults: {}", list(faults))?;
         let states: Vec<&str> = states.iter().copied().collect();
         writeln!(f, "states reached: {}", states.join(", "))?;
         write!(f, "0 leaked, 0 doubled, 0 taken from a claim, 0 of others deleted")

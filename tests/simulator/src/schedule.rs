@@ -7,7 +7,7 @@ use std::task::{Context, Poll};
 use std::time::Duration;
 
 use anyhow::{Context as _, Result, bail};
-use peerpods_cloud_api::{InstanceId, OwnerTag, Zone};
+use peerpods_cloud_api::{InstanceId, Limits, OwnerTag, Rate, Zone};
 use peerpods_controller_api::{ClaimKey, Class, ClassName, Mib, NodeName, PodRef, Pool, RootOfTrust, Tee};
 use peerpods_engine::{ClaimSpec, ClaimView, Driver, DriverError, Handle, JournalError, MemoryJournal, Parts, Timing, Totals};
 use tokio::sync::watch;
@@ -26,6 +26,13 @@ const LENGTH: u64 = 90_000;
 /// The longest that anything may take once the faults have ended.
 const PATIENCE: Duration = Duration::from_secs(3600);
 
+/// What half of the clouds let pass: so little that every schedule meets it.
+const TIGHT: Limits = Limits {
+    launches: Some(Rate { burst: 2, per_second: 1 }),
+    instances: Some(Rate { burst: 4, per_second: 1 }),
+    reads: Some(Rate { burst: 8, per_second: 4 }),
+    deletes: Some(Rate { burst: 2, per_second: 1 }),
+};
 /// Longer than reads are stale and deletions take.
 const STALENESS: Duration = Duration::from_secs(60);
 
@@ -59,7 +66,8 @@ impl Schedule {
             let min = rng.u32(0..3);
             Pool { min, max: min + rng.u32(0..3), ttl_secs: rng.u64(1..40) }
         });
-        let cloud = Arc::new(ModelCloud::new(rng.u64(..)));
+        let limits = if rng.bool() { TIGHT } else { Limits::default() };
+        let cloud = Arc::new(ModelCloud::new(rng.u64(..), limits, true));
         Ok(Self { cloud, journal: MemoryJournal::new(), pool, owner: OwnerTag::new(OWNER)?, rng })
     }
 

@@ -1,6 +1,8 @@
 //! As many schedules as fit into every run; `cargo xtask soak` runs fifty times as many.
 
-use peerpods_simulator::{Report, run, run_killed_at};
+use std::time::Duration;
+
+use peerpods_simulator::{Report, burst, run, run_killed_at};
 
 const SCHEDULES: u64 = 2000;
 /// How often the engine is polled in the schedules that are killed at every poll, at most.
@@ -43,4 +45,13 @@ fn an_engine_may_be_dropped_at_every_poll() {
         println!("seed {seed}: dropped at every poll up to {reached}");
         assert!(reached > 100, "seed {seed} ends at poll {reached}");
     }
+}
+
+#[test]
+fn a_burst_keeps_to_the_limits_of_the_cloud() {
+    let burst = burst(1000).expect("ends");
+    println!("{burst:?}");
+    assert!(burst.accepted <= Duration::from_secs(15) && burst.calls["launch"] <= 20, "{burst:?}");
+    assert!(burst.throttled == 0 && burst.failed == 0, "{burst:?}");
+    assert!(burst.calls["read"] <= 1000, "one read for each pod VM at most: {burst:?}");
 }

@@ -6,12 +6,9 @@ use std::net::IpAddr;
 use peerpods_cloud_api::{Instance, InstanceState};
 use peerpods_controller_api::{InstanceId, PodVmRecord, PodVmState, Record, RecordKey};
 
-use super::Planner;
 use super::matching::Matching;
+use super::{Input, Planner};
 use crate::{Call, Observed};
-
-/// Looks at an instance that is being deleted before its deletion is asked for again.
-const ASK_AGAIN_AFTER: u32 = 16;
 
 /// How a pod VM does, as far as has been seen.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -96,20 +93,27 @@ impl Planner<'_> {
         self.put(Record::PodVm(record), why);
     }
 
-    /// Asks for the deletion until the cloud says that there is nothing to delete.
+    /// Asks for the deletion, and again if nothing comes of it, until the cloud says that there is nothing to delete.
     fn delete(&mut self, pod_vm: &PodVmRecord) {
-        let (id, observed) = (&pod_vm.instance_id, self.input.observed);
+        let Input { observed, timing, now, .. } = self.input;
+        let id = &pod_vm.instance_id;
         if observed.gone.contains_key(id) {
-            return self.remove(RecordKey::pod_vm(&pod_vm.instance_id), "the cloud says that it is gone");
+            return self.remove(RecordKey::pod_vm(id), "the cloud says that it is gone");
         }
-        match observed.instances.get(id).map(|seen| seen.instance.state) {
-            Some(InstanceState::Deleting) => {
-                // A cloud that has forgotten what it accepted is asked again now and then.
-                let looks = observed.pauses.get(&Call::Get(id.clone())).map_or(0, |pause| pause.times);
-                let call = if looks % ASK_AGAIN_AFTER == ASK_AGAIN_AFTER - 1 { Call::Delete } else { Call::Get };
-                self.call(call(id.clone()));
+        let Some(asked) = observed.deleted.get(id).copied() else { return self.call(Call::Delete(id.clone())) };
+        let again = asked + timing.delete_again;
+        match observed.instances.contains_key(id) {
+            // A cloud may forget what it has accepted.
+            true if again <= now => self.call(Call::Delete(id.clone())),
+            // A listing may miss it; only a read can say that it is gone.
+            false if observed.listed.is_some_and(|began| began > asked) => self.call(Call::Get(id.clone())),
+            // One listing shows what all of them have come to.
+            is_listed => {
+                self.is_urgent = true;
+                if is_listed {
+                    self.wake_at(again);
+                }
             }
-            Some(InstanceState::Pending | InstanceState::Running | InstanceState::Stopped) | None => self.call(Call::Delete(id.clone())),
         }
     }
 
