@@ -1,17 +1,19 @@
 //! A cloud as clouds are: asynchronous, eventually consistent, throttled, full, and sometimes wrong about what it has done.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::net::Ipv4Addr;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use async_trait::async_trait;
 use peerpods_cloud_api::{
-    CloudProvider, Instance, InstanceId, InstanceState, InstanceType, LaunchRequest, LaunchToken, Launched, Limits, Mib, OwnerTag,
-    ProviderError, Rate, Tee,
+    CloudProvider, Instance, InstanceId, InstanceState, InstanceType, LaunchRequest, LaunchToken, Launched, Limits, OwnerTag, ProviderError,
 };
 use tokio::time::Instant;
 
 use crate::Report;
+use crate::account::{Account, Draw};
+use crate::offer::{instance_types, wrong_field};
 
 /// The cloud; outlives every controller.
 pub(crate) struct ModelCloud {
@@ -24,8 +26,7 @@ struct State {
     instances: BTreeMap<InstanceId, Vm>,
     tokens: BTreeMap<LaunchToken, (LaunchRequest, Vec<InstanceId>)>,
     full: BTreeSet<String>,
-    limits: Limits,
-    buckets: [Bucket; 4],
+    account: Account,
     /// When it last made an instance.
     launched: Option<Instant>,
     /// Healthy instances that a node uses: nobody may delete them.
@@ -36,6 +37,7 @@ struct State {
 
 struct Vm {
     instance: Instance,
+    address: Ipv4Addr,
     /// When reads begin to show it.
     visible: Instant,
     runs: Instant,
@@ -43,45 +45,6 @@ struct Vm {
     stops: Option<Instant>,
     /// When it is gone, once it is being deleted.
     gone: Option<Instant>,
-}
-
-/// Tokens as the cloud counts them; empty until its first use.
-#[derive(Default)]
-struct Bucket {
-    counted: Option<(Instant, f64)>,
-}
-
-impl Bucket {
-    /// Whether so many tokens were there, which are then taken.
-    fn take(&mut self, rate: Option<Rate>, count: u32) -> bool {
-        let Some(rate) = rate else { return true };
-        let (now, burst) = (Instant::now(), f64::from(rate.burst));
-        let level = self.counted.map_or(burst, |(at, level)| burst.min(level + (now - at).as_secs_f64() * f64::from(rate.per_second)));
-        let is_enough = level + ROUNDING >= f64::from(count);
-        self.counted = Some((now, if is_enough { level - f64::from(count) } else { level }));
-        is_enough
-    }
-}
-
-/// Thousandths of a token that a clock of milliseconds loses.
-const ROUNDING: f64 = 0.1;
-
-/// Which bucket a call draws from.
-#[derive(Clone, Copy)]
-enum Draw {
-    Launch(u32),
-    Read,
-    Delete,
-}
-
-impl Draw {
-    fn name(self) -> &'static str {
-        match self {
-            Self::Launch(_) => "launch",
-            Self::Read => "read",
-            Self::Delete => "delete",
-        }
-    }
 }
 
 /// How a call goes wrong.
@@ -99,8 +62,7 @@ impl ModelCloud {
         let state = State {
             rng: fastrand::Rng::with_seed(seed),
             is_faulty,
-            limits,
-            buckets: Default::default(),
+            account: Account::new(limits),
             launched: None,
             instances: BTreeMap::new(),
             tokens: BTreeMap::new(),
@@ -206,7 +168,12 @@ impl ModelCloud {
         let result = {
             let mut state = self.state();
             state.tick();
-            if state.draw(draw) { work(&mut state) } else { Err(ProviderError::Throttled { retry_after: None }) }
+            if state.account.draw(draw) {
+                work(&mut state)
+            } else {
+                state.report.fault("over the limit");
+                Err(ProviderError::Throttled { retry_after: None })
+            }
         };
         if trouble == Trouble::Silence {
             self.note("no answer");
@@ -222,21 +189,6 @@ impl ModelCloud {
 }
 
 impl State {
-    /// Whether the account's limits let a call pass.
-    fn draw(&mut self, draw: Draw) -> bool {
-        let limits = self.limits;
-        let [launches, instances, reads, deletes] = &mut self.buckets;
-        let is_passed = match draw {
-            Draw::Launch(count) => launches.take(limits.launches, 1) && instances.take(limits.instances, count),
-            Draw::Read => reads.take(limits.reads, 1),
-            Draw::Delete => deletes.take(limits.deletes, 1),
-        };
-        if !is_passed {
-            self.report.fault("over the limit");
-        }
-        is_passed
-    }
-
     fn trouble(&mut self) -> Trouble {
         if !self.is_faulty {
             return Trouble::None;
@@ -270,7 +222,7 @@ impl State {
                 _ => InstanceState::Pending,
             };
             vm.instance.state = state;
-            vm.instance.address = (vm.runs <= now).then(|| [10, 0, 0, 1].into());
+            vm.instance.address = (vm.runs <= now).then(|| vm.address.into());
         }
         self.instances.retain(|_, vm| vm.gone.is_none_or(|gone| gone > now));
     }
@@ -288,8 +240,10 @@ impl State {
         if is_half_made {
             self.report.fault("instance that stops by itself");
         }
+        let number = u32::try_from(self.report.instances).unwrap_or_default();
         let vm = Vm {
             instance: instance.clone(),
+            address: Ipv4Addr::from(FIRST_ADDRESS + number),
             visible: now + if self.is_faulty { millis(&mut self.rng, 4000) } else { Duration::ZERO },
             runs: now + millis(&mut self.rng, 20_000),
             stops: is_half_made.then(|| now + millis(&mut self.rng, 60_000)),
@@ -301,6 +255,9 @@ impl State {
     }
 
     fn launch(&mut self, request: &LaunchRequest) -> Result<Launched, ProviderError> {
+        if let Some(wrong) = wrong_field(request) {
+            return Err(ProviderError::InvalidRequest { detail: format!("{wrong} is not one that this cloud has") });
+        }
         if let Some((first, ids)) = self.tokens.get(&request.token) {
             if first != request {
                 return Err(ProviderError::AlreadyExists { detail: "the token".to_owned() });
@@ -343,6 +300,9 @@ impl State {
     }
 }
 
+/// 10.0.0.0.
+const FIRST_ADDRESS: u32 = 0x0a00_0000;
+
 /// Whose instances the engine under test has.
 pub(crate) const OWNER: &str = "ours";
 
@@ -378,17 +338,36 @@ impl CloudProvider for ModelCloud {
     }
 
     async fn instance_types(&self) -> Result<Vec<InstanceType>, ProviderError> {
-        let size = |name: &str, vcpus, gib: u32| InstanceType {
-            name: name.to_owned(),
-            vcpus,
-            memory: Mib(gib * 1024),
-            gpus: 0,
-            tees: vec![Tee::Snp],
-        };
-        self.call(200, Draw::Read, |_| Ok(vec![size("small", 2, 4), size("large", 8, 32)])).await
+        self.call(200, Draw::Read, |_| Ok(instance_types())).await
     }
 
     fn limits(&self) -> Limits {
-        self.state().limits
+        self.state().account.limits
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+
+    use peerpods_cloud_api::{Tee, Zone};
+    use peerpods_cloud_conformance::Subject;
+
+    use super::*;
+
+    /// What the engine is simulated against is a cloud as the others are.
+    #[tokio::test(start_paused = true)]
+    async fn model_conforms() {
+        let cloud = Arc::new(ModelCloud::new(1, Limits::default(), false));
+        let subject = Subject {
+            open: Box::new(move || Arc::clone(&cloud) as _),
+            owner_prefix: "conformance/".to_owned(),
+            instance_type: "small".to_owned(),
+            tee: Tee::Snp,
+            zone: Zone::new("a").ok(),
+            largest_batch: 100,
+        };
+        let outcome = peerpods_cloud_conformance::run(&subject, "").await;
+        assert!(outcome.failed.is_empty() && outcome.passed >= 60, "{outcome:#?}");
     }
 }

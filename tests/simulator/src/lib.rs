@@ -7,9 +7,11 @@
 //!
 //! A burst is many pods at once on a cloud with EC2's limits, where nothing fails.
 
+mod account;
 mod burst;
 mod cloud;
 mod journal;
+mod offer;
 mod report;
 mod schedule;
 

@@ -16,6 +16,7 @@ use tokio::time::{Instant, sleep, sleep_until, timeout};
 use crate::Report;
 use crate::cloud::{ModelCloud, OWNER};
 use crate::journal::FaultyJournal;
+use crate::offer::ZONES;
 
 /// Pods that come and go.
 const PODS: u32 = 6;
@@ -132,7 +133,7 @@ impl Schedule {
 
     fn engine(&mut self, pool: Option<Pool>) -> Result<(Driver, Handle)> {
         self.journal = self.journal.reopen();
-        let zones = ["a", "b"].map(Zone::new).into_iter().collect::<Result<_, _>>()?;
+        let zones = ZONES.map(Zone::new).into_iter().collect::<Result<_, _>>()?;
         let class = Class { zones, pool, ..Class::new(Tee::Snp, RootOfTrust::Hardware)? };
         let mut random = self.rng.fork();
         let journal = FaultyJournal { inner: self.journal.share(), cloud: Arc::clone(&self.cloud), rng: Mutex::new(self.rng.fork()) };
@@ -173,8 +174,8 @@ impl Nodes {
                         self.release(&key).await?;
                     }
                 }
-                16 => self.cloud.fill(if self.rng.bool() { "a" } else { "b" }, true),
-                17 => ["a", "b"].into_iter().for_each(|zone| self.cloud.fill(zone, false)),
+                16 => self.cloud.fill(ZONES[self.rng.usize(..ZONES.len())], true),
+                17 => ZONES.into_iter().for_each(|zone| self.cloud.fill(zone, false)),
                 _ => {}
             }
             self.look().await?;

@@ -9,6 +9,7 @@ use anyhow::{Context as _, Result, bail, ensure};
 use nix::sched::{CloneFlags, setns};
 use peerpods_cloud_api::settings::local::Level;
 use peerpods_cloud_api::{CloudProvider as _, Instance, InstanceId, InstanceState, ProviderError, Tee, Zone};
+use peerpods_cloud_conformance::Subject;
 use peerpods_cloud_local::LocalProvider;
 use peerpods_cloud_local::machine::{Host, Record};
 
@@ -238,6 +239,23 @@ pub(crate) fn launch_refuses_what_local_machines_do_not_have() {
         for id in ["local-../../../../etc", "..", "local-0123456789abc", "i-1"] {
             ensure!(provider.delete(&InstanceId::new(id)?).await == Err(ProviderError::NotFound), "{id}");
         }
+        world.check_nothing_is_left()
+    });
+}
+
+pub(crate) fn provider_conforms() {
+    in_world(Level::Sandbox, |world| async move {
+        let settings = world.settings();
+        let subject = Subject {
+            open: Box::new(move || std::sync::Arc::new(LocalProvider::new(settings.clone()).expect("settings"))),
+            owner_prefix: "conformance/".to_owned(),
+            instance_type: "local.small".to_owned(),
+            tee: Tee::Sample,
+            zone: None,
+            largest_batch: 10,
+        };
+        let outcome = peerpods_cloud_conformance::run(&subject, "").await;
+        ensure!(outcome.failed.is_empty() && outcome.passed >= 60, "{outcome:#?}");
         world.check_nothing_is_left()
     });
 }
