@@ -8,10 +8,11 @@ mod memory;
 mod pull;
 mod start;
 mod tunnel;
+mod warm;
 
 use anyhow::{Result, bail};
 
-const NAMES: &[&str] = &["tunnel", "start", "memory", "pull", "cri", "engine", "burst"];
+const NAMES: &[&str] = &["tunnel", "start", "memory", "pull", "cri", "engine", "burst", "warm"];
 
 fn main() -> Result<()> {
     let mut is_json = false;
@@ -29,6 +30,7 @@ fn main() -> Result<()> {
             "tunnel" => runtime.block_on(tunnel::run())?,
             "start" => runtime.block_on(start::run())?,
             "memory" => runtime.block_on(memory::run())?,
+            "warm" => runtime.block_on(warm::run())?,
             "cri" => runtime.block_on(cri::run())?,
             "engine" => engine::run()?,
             "burst" => burst::run()?,

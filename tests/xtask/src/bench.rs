@@ -10,7 +10,7 @@ Measure the budgets of the design, each beside a baseline measured in the same r
 
 Usage: cargo xtask bench [NAME] [--json]
 
-  NAME     only this benchmark: tunnel, start, memory, pull, cri, engine, burst (default: all)
+  NAME     only this benchmark: tunnel, start, memory, pull, cri, engine, burst, warm (default: all)
   --json   one object a line: name, value, unit, baseline, ratio, budget, pass
 ";
 

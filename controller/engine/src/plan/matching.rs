@@ -199,8 +199,8 @@ impl<'a> Supply<'a> {
         let is_free = |pod_vm: &&PodVmRecord| pod_vm.claimed_by.is_none() && pod_vm.state != PodVmState::Deleting;
         let mut free: Vec<&PodVmRecord> = records.pod_vms.values().filter(is_free).collect();
         free.retain(|pod_vm| !matches!(health(observed, pod_vm), Health::Dead(_) | Health::Missing));
-        // Those that run serve at once.
-        free.sort_by_key(|pod_vm| pod_vm.state != PodVmState::Running);
+        // Those that run serve at once, and the longer they have run, the surer their guests are up.
+        free.sort_by_key(|pod_vm| (pod_vm.state != PodVmState::Running, observed.adopted.get(&pod_vm.instance_id)));
         for pod_vm in free {
             supply.pod_vms.entry(&pod_vm.key).or_default().push_back(pod_vm);
         }
