@@ -8,6 +8,7 @@ mod class;
 pub mod config;
 mod ids;
 mod record;
+pub mod report;
 mod state;
 
 pub use choice::{ChoiceError, Demand, choose_instance_type, fitting_instance_types};

@@ -1,6 +1,7 @@
 //! How others talk to the driver.
 
-use peerpods_controller_api::ClaimKey;
+use peerpods_controller_api::report::StateReport;
+use peerpods_controller_api::{ClaimKey, InstanceId};
 use tokio::sync::{mpsc, oneshot, watch};
 
 use crate::{AdmissionError, ClaimSpec, ClaimView, Totals};
@@ -36,6 +37,8 @@ pub(crate) enum Request {
     Watch(ClaimKey, oneshot::Sender<watch::Receiver<ClaimView>>),
     Release(ClaimKey, oneshot::Sender<Result<(), RequestError>>),
     ReleaseAll(oneshot::Sender<Result<(), RequestError>>),
+    Report(oneshot::Sender<StateReport>),
+    Delete(InstanceId, oneshot::Sender<Result<bool, RequestError>>),
 }
 
 impl Handle {
@@ -62,6 +65,16 @@ impl Handle {
     /// Releases every claim.
     pub async fn release_all(&self) -> Result<(), RequestError> {
         self.ask(Request::ReleaseAll).await?
+    }
+
+    /// Everything that there is, for people.
+    pub async fn report(&self) -> Result<StateReport, RequestError> {
+        self.ask(Request::Report).await
+    }
+
+    /// Deletes a pod VM whoever has it; recorded when this returns. A claim that it serves fails. False: there is none of that name.
+    pub async fn delete(&self, id: &InstanceId) -> Result<bool, RequestError> {
+        self.ask(|reply| Request::Delete(id.clone(), reply)).await?
     }
 
     /// Counts, now and after every change.

@@ -19,6 +19,7 @@ mod journal;
 mod observed;
 pub mod plan;
 mod records;
+mod report;
 mod store;
 mod timing;
 mod view;

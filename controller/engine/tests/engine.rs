@@ -305,6 +305,27 @@ async fn instance_that_dies_while_claimed_fails_the_claim_with_its_console() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn an_operator_sees_all_and_may_delete_a_pod_vm_that_is_claimed() {
+    let world = World::new();
+    let controller = world.start_lasting();
+    controller.handle.claim(spec("web")).await.expect("claimed");
+    let id = InstanceId::new(assigned(&controller, "web").await).expect("valid");
+    let report = controller.handle.report().await.expect("runs");
+    assert_eq!((report.claims[0].status.as_str(), &report.claims[0].instance_id), ("assigned", &Some(id.clone())), "{report:?}");
+    assert_eq!((report.pod_vms[0].state.as_str(), &report.pod_vms[0].claim), ("claimed", &Some(key("web"))), "{report:?}");
+    assert!(report.classes.len() == 1 && report.instance_types.is_some() && report.launches.is_empty(), "{report:?}");
+    assert!(!controller.handle.delete(&InstanceId::new("i-none").expect("valid")).await.expect("runs"));
+    assert!(controller.handle.delete(&id).await.expect("recorded"));
+    assert!(controller.handle.delete(&id).await.expect("idempotent"));
+    let (during, cause) = failed(&controller, "web").await;
+    assert!(cause.starts_with("the instance is being deleted"), "{during}: {cause}");
+    let report = controller.handle.report().await.expect("runs");
+    assert_eq!((report.claims[0].status.as_str(), &report.claims[0].detail), ("failed", &Some(format!("{during}: {cause}"))));
+    controller.handle.release(&key("web")).await.expect("released");
+    world.check_empty(&controller).await;
+}
+
+#[tokio::test(start_paused = true)]
 async fn unowned_instances_are_deleted_and_foreign_ones_are_not() {
     let world = World::new();
     world.cloud.plant("i-ours", &owner());

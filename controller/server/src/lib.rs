@@ -4,8 +4,10 @@
 //! (`owner`) and the binder CA (`binder-ca.pem`, mode 0600). Whoever loses that folder loses the pod VMs' owner tag with it: they must
 //! then be deleted by hand. The controller may be killed at any time; machines run on, and the next start finishes what was begun.
 
+mod admin;
 mod claims;
 mod cleanup;
+mod http;
 mod journal;
 pub mod logging;
 mod metrics;

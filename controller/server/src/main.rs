@@ -27,6 +27,7 @@ const EXAMPLES: &str = r#"A configuration that needs no cloud:
 
   state_dir = "/var/lib/peerpods/controller"
   claims_socket = "/run/peerpods/claims.sock"
+  # admin_socket = "/run/peerpods/admin.sock"   for peerpodctl; otherwise admin.sock in state_dir
   metrics = "127.0.0.1:9464"            # optional
   log = "human"                         # or "json"
 

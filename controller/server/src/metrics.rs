@@ -1,19 +1,13 @@
 //! `/metrics`, for Prometheus.
 //!
-//! Everything is counted from the engine's published totals when it is asked for; nothing is kept here. hyper speaks the HTTP: GET only,
-//! a few connections at once, each with time limits. There is no TLS and no authentication: bind it where only the scraper reaches it.
+//! Everything is counted from the engine's published totals when it is asked for; nothing is kept here.
+//! There is no TLS and no authentication: bind it where only the scraper reaches it.
 
-use std::convert::Infallible;
 use std::net::SocketAddr;
 use std::sync::Arc;
-use std::time::Duration;
 
-use bytes::Bytes;
-use http_body_util::Full;
 use hyper::body::Incoming;
-use hyper::service::service_fn;
-use hyper::{Method, Request, Response, StatusCode};
-use hyper_util::rt::{TokioIo, TokioTimer};
+use hyper::{Method, Request, StatusCode};
 use peerpods_engine::Totals;
 use prometheus_client::collector::Collector;
 use prometheus_client::encoding::{DescriptorEncoder, EncodeMetric};
@@ -21,16 +15,10 @@ use prometheus_client::metrics::MetricType;
 use prometheus_client::metrics::counter::ConstCounter;
 use prometheus_client::metrics::gauge::ConstGauge;
 use prometheus_client::registry::Registry;
-use tokio::net::{TcpListener, TcpStream};
-use tokio::sync::{Semaphore, watch};
-use tokio::task::JoinSet;
+use tokio::net::TcpListener;
+use tokio::sync::watch;
 
-/// Connections served at once; others wait in the kernel's queue.
-const MAX_CONNECTIONS: usize = 8;
-/// How long a connection may take for its request's head.
-const HEAD_DEADLINE: Duration = Duration::from_secs(5);
-/// How long a connection may last. A scraper that keeps it open dials again.
-const CONNECTION_DEADLINE: Duration = Duration::from_secs(120);
+use crate::http::{self, Answer, plain};
 
 /// Listens, and says where.
 pub(crate) async fn bind(address: SocketAddr) -> std::io::Result<TcpListener> {
@@ -44,49 +32,14 @@ pub(crate) async fn serve(listener: TcpListener, totals: watch::Receiver<Totals>
     let mut registry = Registry::default();
     registry.register_collector(Box::new(EngineTotals(totals)));
     let registry = Arc::new(registry);
-    let slots = Arc::new(Semaphore::new(MAX_CONNECTIONS));
-    let mut connections = JoinSet::new();
-    loop {
-        while connections.try_join_next().is_some() {}
-        let Ok(slot) = Arc::clone(&slots).acquire_owned().await else { return };
-        match listener.accept().await {
-            Ok((stream, _)) => {
-                let registry = Arc::clone(&registry);
-                connections.spawn(async move {
-                    let _slot = slot;
-                    let _ = tokio::time::timeout(CONNECTION_DEADLINE, serve_connection(stream, &registry)).await;
-                });
-            }
-            Err(error) => {
-                // Out of file descriptors, most likely: wait for some to come back.
-                tracing::warn!(%error, "cannot accept a metrics connection");
-                tokio::time::sleep(Duration::from_secs(1)).await;
-            }
-        }
-    }
+    http::serve(listener, move |request: Request<Incoming>| {
+        let response = respond(&request, &registry);
+        async move { response }
+    })
+    .await;
 }
 
-async fn serve_connection(stream: TcpStream, registry: &Arc<Registry>) {
-    let respond = service_fn(|request: Request<Incoming>| {
-        let registry = Arc::clone(registry);
-        async move { Ok::<_, Infallible>(respond(&request, &registry)) }
-    });
-    let served = hyper::server::conn::http1::Builder::new()
-        .timer(TokioTimer::new())
-        .header_read_timeout(HEAD_DEADLINE)
-        .max_buf_size(16 << 10)
-        .serve_connection(TokioIo::new(stream), respond);
-    if let Err(error) = served.await {
-        tracing::debug!(%error, "a metrics connection broke");
-    }
-}
-
-fn respond(request: &Request<Incoming>, registry: &Registry) -> Response<Full<Bytes>> {
-    let plain = |status, text: String| {
-        let mut response = Response::new(Full::new(Bytes::from(text)));
-        *response.status_mut() = status;
-        response
-    };
+fn respond(request: &Request<Incoming>, registry: &Registry) -> Answer {
     match (request.method(), request.uri().path()) {
         (&Method::GET, "/metrics") => {
             let mut text = String::new();
@@ -100,8 +53,8 @@ fn respond(request: &Request<Incoming>, registry: &Registry) -> Response<Full<By
                 Err(error) => plain(StatusCode::INTERNAL_SERVER_ERROR, format!("{error}\n")),
             }
         }
-        (&Method::GET, _) => plain(StatusCode::NOT_FOUND, "try /metrics\n".to_owned()),
-        _ => plain(StatusCode::METHOD_NOT_ALLOWED, "GET only\n".to_owned()),
+        (&Method::GET, _) => plain(StatusCode::NOT_FOUND, "try /metrics\n"),
+        _ => plain(StatusCode::METHOD_NOT_ALLOWED, "GET only\n"),
     }
 }
 
@@ -153,6 +106,8 @@ fn count(counts: &std::collections::BTreeMap<&'static str, u64>, name: &str) -> 
 #[cfg(test)]
 mod tests {
     use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+    use tokio::net::TcpStream;
+    use tokio::task::JoinSet;
 
     use super::*;
 

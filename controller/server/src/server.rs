@@ -15,7 +15,7 @@ use tokio::sync::watch;
 
 use crate::claims::Service;
 use crate::state_dir::{StateDir, StateError, random};
-use crate::{Provider, metrics};
+use crate::{Provider, admin, metrics};
 
 /// Why a controller cannot run.
 #[derive(Debug, thiserror::Error)]
@@ -64,6 +64,9 @@ pub async fn serve(config: &ControllerConfig, provider: &Provider, stop: impl Fu
     let (driver, engine) = engine(state, provider, config.class.clone(), Timing::default());
     let socket: &PathBuf = &config.claims_socket;
     let listener = peerpods_claims::bind_socket(socket).map_err(listen(socket.display().to_string()))?;
+    let admin_socket = config.admin_socket();
+    let admin_listener = peerpods_claims::bind_socket(&admin_socket).map_err(listen(admin_socket.display().to_string()))?;
+    let admin = admin::serve(admin_listener, engine.clone(), provider.console.clone());
     tracing::info!(socket = %socket.display(), classes = config.class.len(), "serving claims");
 
     let (stopping, _) = watch::channel(Phase::Serving);
@@ -95,6 +98,7 @@ pub async fn serve(config: &ControllerConfig, provider: &Provider, stop: impl Fu
     tokio::select! {
         result = async { tokio::try_join!(claims, driver, signal) } => result.map(|_| ()),
         () = metrics => Ok(()),
+        () = admin => Ok(()),
     }
 }
 

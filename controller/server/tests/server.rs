@@ -14,6 +14,7 @@ use peerpods_controller::{Provider, ServerError, StateDir, clean_up, serve};
 use peerpods_controller_api::config::{self, ControllerConfig};
 use peerpods_tunnel::credential::NodeKey;
 use support::{FakeCloud, Fault};
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::sync::oneshot;
 
 struct World {
@@ -202,4 +203,48 @@ async fn cleanup_deletes_everything_and_nothing_of_others() {
 
 fn chain(error: &dyn std::error::Error) -> String {
     std::iter::successors(Some(error), |error| error.source()).map(ToString::to_string).collect::<Vec<_>>().join(": ")
+}
+
+/// What the admin socket answers to this request line.
+async fn ask_admin(world: &World, line: &str) -> String {
+    let mut stream = tokio::net::UnixStream::connect(world.config().admin_socket()).await.expect("connects");
+    stream.write_all(format!("{line} HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n").as_bytes()).await.expect("is sent");
+    let mut answer = String::new();
+    stream.read_to_string(&mut answer).await.expect("is answered");
+    answer
+}
+
+#[tokio::test]
+async fn operators_see_and_delete_over_a_socket_of_their_own() {
+    let world = World::new();
+    let controller = world.start().await;
+    let socket = world.config().admin_socket();
+    let mode = std::os::unix::fs::PermissionsExt::mode(&std::fs::metadata(&socket).expect("is there").permissions());
+    assert_eq!(mode & 0o777, 0o600);
+    let request = world.request("web");
+    controller.client.claim(request.clone()).await.expect("claimed");
+    let id = controller.assigned(&request.key).await.instance_id;
+    let answer = ask_admin(&world, "GET /v1/state").await;
+    assert!(answer.starts_with("HTTP/1.1 200") && answer.contains("application/json"), "{answer}");
+    let (_, body) = answer.split_once("\r\n\r\n").expect("a body");
+    let report: peerpods_controller_api::report::StateReport = serde_json::from_str(body).expect("a report");
+    assert_eq!((report.claims.len(), report.pod_vms[0].instance_id.as_str()), (1, id.as_str()));
+    for (line, status) in [
+        ("GET /", 404),
+        ("POST /v1/state", 405),
+        ("PUT /v1/pod-vms/i-1", 405),
+        ("GET /v1/pod-vms/i-1/console", 501),
+        ("DELETE /v1/pod-vms/i-none", 404),
+        ("DELETE /v1/pod-vms/%00", 400),
+        ("DELETE /v1/pod-vms/", 400),
+    ] {
+        let answer = ask_admin(&world, line).await;
+        assert!(answer.starts_with(&format!("HTTP/1.1 {status}")), "{line}: {answer}");
+    }
+    let answer = ask_admin(&world, &format!("DELETE /v1/pod-vms/{id}")).await;
+    assert!(answer.starts_with("HTTP/1.1 202"), "{answer}");
+    controller.until(&request.key, |state| matches!(state, ClaimState::Failed { .. })).await;
+    controller.client.release(&request.key).await.expect("released");
+    controller.until(&request.key, |state| *state == ClaimState::Gone).await;
+    controller.stop().await;
 }

@@ -229,6 +229,16 @@ impl World {
         Ok(serde_json::from_slice(&out.stdout)?)
     }
 
+    /// What `peerpodctl` prints; an error is what it says.
+    pub fn peerpodctl(&self, args: &[&str]) -> Result<String> {
+        let socket = self.folder.path().join("controller/admin.sock");
+        let out = std::process::Command::new(binaries_folder()?.join("peerpodctl")).arg("--socket").arg(socket).args(args).output()?;
+        if !out.status.success() {
+            bail!("{}", String::from_utf8_lossy(&out.stderr));
+        }
+        Ok(String::from_utf8(out.stdout)?)
+    }
+
     /// Waits until no pod VM is left.
     pub fn wait_for_no_machines(&self, limit: Duration) -> Result<()> {
         eventually("all pod VMs are deleted", limit, || match self.machines().as_slice() {

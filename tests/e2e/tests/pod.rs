@@ -99,6 +99,50 @@ async fn a_pod_vm_that_waits_serves_the_next_pod() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_operator_lists_explains_and_deletes() {
+    let (mut world, _) = world();
+    let (shim, _, _) = sandbox(&mut world, "web", 4).await;
+    let machine = world.machines().remove(0);
+    let id = machine.file_name().unwrap().to_str().unwrap();
+    let said = |args: &[&str]| world.peerpodctl(args).unwrap();
+    let refused = |args: &[&str]| world.peerpodctl(args).unwrap_err().to_string();
+    let list = said(&["vm", "list"]);
+    assert!(list.contains(id) && list.contains("claimed") && list.contains("default/web"), "{list}");
+    let json: serde_json::Value = serde_json::from_str(&said(&["vm", "list", "--json"])).unwrap();
+    assert_eq!((&json[0]["instance_id"], &json[0]["cloud_state"]), (&id.into(), &"running".into()), "{json}");
+    assert!(said(&["vm", "show", id]).contains("\"state\": \"claimed\""));
+    assert!(said(&["vm", "console", id]).contains("peerpods: listening"));
+    assert!(said(&["class", "list"]).lines().any(|line| line.starts_with("open ")));
+    assert!(said(&["class", "check", "default", "--vcpus", "2", "--memory", "512"]).contains("local.medium: 2 vCPUs, 1024 MiB"));
+    let error = refused(&["class", "check", "default", "--vcpus", "64"]);
+    assert!(error.contains("no instance type with sample has 64 vCPUs"), "{error}");
+    let error = refused(&["class", "check", "gold"]);
+    assert!(error.contains("offered: default, open"), "{error}");
+    assert!(said(&["claim", "list"]).contains("assigned"));
+    let text = said(&["claim", "explain", "default/web"]);
+    assert!(text.contains("is assigned") && text.contains(id) && text.contains("the cloud says: running"), "{text}");
+    assert!(refused(&["claim", "explain", "default/nobody"]).contains("claim list"));
+    assert!(refused(&["vm", "delete", "local-000000000000"]).contains("there is no pod VM local-000000000000"));
+    assert!(refused(&["vm", "delete", "../../etc"]).contains("there is no pod VM"));
+
+    assert!(said(&["vm", "delete", id]).contains("is being deleted"));
+    eventually("the pod VM goes", Duration::from_secs(30), || {
+        ensure!(world.machines().is_empty(), "{:?}", world.machines());
+        Ok(())
+    })
+    .unwrap();
+    let text = said(&["claim", "explain", "default/web"]);
+    assert!(text.contains("is failed") && text.contains("the instance is being deleted"), "{text}");
+    shim.stop_vm().await.unwrap();
+    eventually("the claim is forgotten", Duration::from_secs(30), || {
+        let list = world.peerpodctl(&["claim", "list"])?;
+        ensure!(list.lines().count() == 1, "{list}");
+        Ok(())
+    })
+    .unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_workload_reaches_neither_metadata_nor_the_guest_channel() {
     let (mut world, image) = world();
     let (shim, _, _) = sandbox(&mut world, "curious", 2).await;

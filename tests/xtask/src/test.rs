@@ -38,7 +38,8 @@ fn all(stages: &mut Stages, is_quick: bool, filter: Option<&str>, count: &mut Co
     let image = binaries::image_folder()?;
     binaries::image(stages, &image, false)?;
     stages.run("build the node's and the controller's binaries", || {
-        let packages = ["peerpods-controller", "peerpods-node", "peerpods-link", "peerpods-shim", "peerpods-guest", "peerpods-e2e"];
+        let packages =
+            ["peerpods-controller", "peerpodctl", "peerpods-node", "peerpods-link", "peerpods-shim", "peerpods-guest", "peerpods-e2e"];
         binaries::build("dev", &packages, &["peerpods-controller/local-sandbox"])
     })?;
     stages.run("build the tests", || {

@@ -18,6 +18,9 @@ pub struct ControllerConfig {
     pub state_dir: PathBuf,
     /// The unix socket that nodes of this machine call.
     pub claims_socket: PathBuf,
+    /// The unix socket for operators; `None` means `admin.sock` in `state_dir`.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub admin_socket: Option<PathBuf>,
     /// Where metrics are served, as `address:port`; `None` serves none.
     #[serde(skip_serializing_if = "Option::is_none", default)]
     pub metrics: Option<SocketAddr>,
@@ -49,9 +52,17 @@ pub enum ProviderKind {
     Local,
 }
 
+impl ControllerConfig {
+    /// Where operators reach the controller.
+    pub fn admin_socket(&self) -> PathBuf {
+        self.admin_socket.clone().unwrap_or_else(|| self.state_dir.join("admin.sock"))
+    }
+}
+
 impl Configuration for ControllerConfig {
     fn check(&self) -> Result<(), (&'static str, String)> {
         check_socket("claims_socket", &self.claims_socket)?;
+        check_socket("admin_socket", &self.admin_socket())?;
         if self.class.is_empty() {
             return Err(("class", "needs at least one class, such as [class.default]".to_owned()));
         }

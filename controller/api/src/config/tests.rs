@@ -60,7 +60,7 @@ fn unknown_keys_are_named_with_what_is_allowed() {
     let text = format!("statedir = \"/x\"\n{CONTROLLER}");
     assert_eq!(
         message(controller(&text, &[], &[])),
-        "statedir (controller.toml): unknown key; allowed here: state_dir, claims_socket, metrics, log, provider, class"
+        "statedir (controller.toml): unknown key; allowed here: state_dir, claims_socket, admin_socket, metrics, log, provider, class"
     );
     let found = message(controller(CONTROLLER, &[("PEERPODS_PROVIDER__LOCAL__LEVLE", "qemu")], &[]));
     assert!(found.starts_with("provider.local.levle (PEERPODS_PROVIDER__LOCAL__LEVLE): unknown key; allowed here: level,"), "{found}");

@@ -1,11 +1,12 @@
 //! Requests of others, answered one at a time between plans.
 
-use peerpods_controller_api::{ClaimId, ClaimKey, Record};
+use peerpods_controller_api::{ClaimId, ClaimKey, InstanceId, PodVmRecord, PodVmState, Record};
 use tokio::sync::watch;
 
 use super::{Driver, DriverError};
 use crate::handle::{Request, RequestError};
 use crate::plan::Write;
+use crate::report::report;
 use crate::{ClaimSpec, ClaimView, admission};
 
 impl Driver {
@@ -32,8 +33,22 @@ impl Driver {
                 }
                 let _ = reply.send(result);
             }
+            Request::Report(reply) => drop(reply.send(report(&self.store.records, &self.observed))),
+            Request::Delete(id, reply) => {
+                let result = self.delete(&id).await?;
+                let _ = reply.send(result);
+            }
         }
         Ok(())
+    }
+
+    async fn delete(&mut self, id: &InstanceId) -> Result<Result<bool, RequestError>, DriverError> {
+        let Some(pod_vm) = self.store.records.pod_vms.get(id) else { return Ok(Ok(false)) };
+        let is_new = pod_vm.state != PodVmState::Deleting;
+        let record = is_new.then(|| Record::PodVm(PodVmRecord { state: PodVmState::Deleting, ..pod_vm.clone() }));
+        let result = self.record(record).await?.map(|()| true);
+        tracing::info!(instance_id = %id, is_recorded = result.is_ok(), "deletion asked for by an operator");
+        Ok(result)
     }
 
     async fn claim(&mut self, spec: ClaimSpec) -> Result<Result<ClaimView, RequestError>, DriverError> {
