@@ -53,12 +53,11 @@ impl World {
 
     /// Starts a controller that dies when the fuse blows.
     fn start(&self, fuse: &Arc<Fuse>) -> Running {
-        self.start_with(fuse, None)
+        self.start_with(fuse, class())
     }
 
-    fn start_with(&self, fuse: &Arc<Fuse>, pool: Option<Pool>) -> Running {
+    fn start_with(&self, fuse: &Arc<Fuse>, class: Class) -> Running {
         let next = Arc::clone(&self.next_random);
-        let class = Class { pool, ..Class::new(Tee::Sample, RootOfTrust::Insecure).expect("valid") };
         let (driver, handle) = Driver::new(Parts {
             journal: Arc::new(FusedJournal {
                 inner: self.journal.share(),
@@ -87,6 +86,10 @@ impl World {
         let left = self.journal.load().await.expect("loads");
         assert!(left.iter().all(|stored| stored.record.kind() == RecordKind::Class), "{left:?}");
     }
+}
+
+fn class() -> Class {
+    Class::new(Tee::Sample, RootOfTrust::Insecure).expect("valid")
 }
 
 fn key(name: &str) -> ClaimKey {
@@ -240,7 +243,7 @@ async fn what_is_full_is_passed_over_for_a_while() {
 async fn pool_is_filled_taken_from_and_filled_again() {
     let world = World::new();
     let pool = Pool { min: 2, max: 3, ttl_secs: 60 };
-    let controller = world.start_with(&Fuse::never(), Some(pool));
+    let controller = world.start_with(&Fuse::never(), Class { pool: Some(pool), ..class() });
     let is_ready = |count| move |totals: &Totals| totals.pod_vms.get("running") == Some(&count) && totals.pod_vms.len() <= 2;
     until("the pool is full", controller.handle.totals(), is_ready(2)).await;
     assert_eq!(world.cloud.created(), 2);
@@ -259,6 +262,23 @@ async fn pool_is_filled_taken_from_and_filled_again() {
     drop(controller);
     let next = world.start_lasting();
     world.check_empty(&next).await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn pool_of_an_image_that_is_no_longer_offered_is_replaced() {
+    let world = World::new();
+    let pool = Some(Pool { min: 2, max: 2, ttl_secs: 60 });
+    let is_full = |totals: &Totals| totals.pod_vms.get("running") == Some(&2) && totals.pod_vms.len() == 1;
+    let first = world.start_with(&Fuse::never(), Class { pool, image: Some("old".to_owned()), ..class() });
+    until("the pool is full", first.handle.totals(), is_full).await;
+    drop(first);
+    let second = world.start_with(&Fuse::never(), Class { pool, image: Some("new".to_owned()), ..class() });
+    let totals = second.handle.totals();
+    until("the pool is full of new ones", totals, |totals| is_full(totals) && world.cloud.created() == 4).await;
+    let report = second.handle.report().await.expect("runs");
+    assert!(report.pod_vms.iter().all(|pod_vm| pod_vm.image.as_deref() == Some("new")), "{report:?}");
+    drop(second);
+    world.check_empty(&world.start_lasting()).await;
 }
 
 #[tokio::test(start_paused = true)]

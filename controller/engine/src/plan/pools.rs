@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 
-use peerpods_controller_api::{ClassName, LaunchToken, PodVmRecord, Pool};
+use peerpods_controller_api::{ClassName, ClassRecord, LaunchToken, PodVmRecord, Pool};
 
 use super::Planner;
 use super::matching::{Catalogue, Matching};
@@ -17,37 +17,42 @@ impl<'a> Planner<'a> {
         for pod_vm in std::mem::take(&mut matching.idle) {
             let name = &pod_vm.key.class;
             let rank = waiting.entry(name).or_default();
-            let pool = self.input.records.classes.get(name).and_then(|record| record.class.pool);
+            let record = self.input.records.classes.get(name).filter(|record| is_offered(record, pod_vm, catalogue));
+            let pool = record.and_then(|record| record.class.pool);
             // Claims whose needs are not known yet may want it.
             if matching.needs_types || self.advancing.contains(&pod_vm.instance_id) || self.is_kept(pod_vm, *rank, pool) {
-                *rank += 1;
+                // What is kept for a moment alone fills no pool.
+                *rank += u32::from(pool.is_some());
             } else {
                 self.put_deleting(pod_vm, "nobody wants it");
             }
         }
         for record in self.input.records.classes.values() {
             let Some(pool) = record.class.pool.filter(|pool| pool.min > 0) else { continue };
+            let candidates = match catalogue.of_class(record) {
+                Ok(Some(candidates)) => candidates,
+                // Also to learn whether what waits is still offered; until then launches go on.
+                Ok(None) => {
+                    matching.needs_types = true;
+                    self.call(Call::Types);
+                    continue;
+                }
+                // A class that can launch nothing says so to every claim.
+                Err(_) => continue,
+            };
             let mut have = waiting.get(&record.name).copied().unwrap_or_default();
-            for launch in self.input.records.launches.values().filter(|launch| launch.key.class == record.name) {
+            for launch in self.input.records.launches.values().filter(|launch| candidates.contains(&launch.key)) {
                 let spare = matching.spare.get(&launch.token).copied().unwrap_or_default();
                 if have < pool.min && spare > 0 {
                     have = have.saturating_add(spare);
                     kept.insert(&launch.token, spare);
                 }
             }
-            if have >= pool.min {
-                continue;
-            }
-            match catalogue.of_class(record) {
-                Ok(Some(candidates)) => {
-                    // A pool that the cloud refuses is asked for again when the refusal is forgotten; claims hear of it.
-                    if let Ok(key) = catalogue.choose(&candidates) {
-                        *matching.wanted.entry(key.clone()).or_default() += pool.min - have;
-                    }
-                }
-                Ok(None) => self.call(Call::Types),
-                // A class that can launch nothing says so to every claim.
-                Err(_) => {}
+            // A pool that the cloud refuses is asked for again when the refusal is forgotten; claims hear of it.
+            if have < pool.min
+                && let Ok(key) = catalogue.choose(&candidates)
+            {
+                *matching.wanted.entry(key.clone()).or_default() += pool.min - have;
             }
         }
         kept
@@ -67,4 +72,10 @@ impl<'a> Planner<'a> {
         }
         is_kept
     }
+}
+
+/// Whether the class would still launch such a pod VM; one of an image or a zone that it has no more serves nobody.
+fn is_offered<'a>(record: &'a ClassRecord, pod_vm: &PodVmRecord, catalogue: &mut Catalogue<'a>) -> bool {
+    // While the types are not known, nothing speaks against it.
+    !matches!(catalogue.of_class(record), Ok(Some(candidates)) if !candidates.contains(&pod_vm.key))
 }
