@@ -3,6 +3,8 @@
 use anyhow::{Result, bail};
 use peerpods_controller_api::report::{ClaimReport, StateReport};
 
+use crate::table::clean;
+
 /// Explains the claim with that key, or of that pod.
 pub(crate) fn explain(state: &StateReport, wanted: &str) -> Result<String> {
     let is_it = |claim: &&ClaimReport| claim.key.as_str() == wanted || claim.pod.to_string() == wanted;
@@ -39,7 +41,7 @@ fn one(state: &StateReport, claim: &ClaimReport) -> String {
         }
     }
     lines.push(format!("  next: {}", next(claim)));
-    lines.join("\n") + "\n"
+    lines.iter().map(|line| clean(line) + "\n").collect()
 }
 
 fn wish(claim: &ClaimReport) -> String {
@@ -103,8 +105,8 @@ mod tests {
         let pending = state(r#""status":"pending","detail":"intended (trying again: throttled)","instance_id":null"#);
         let text = explain(&pending, "u-1").expect("found");
         assert!(text.contains("launch of 3 small in a: trying again: throttled") && text.contains("tried again until"), "{text}");
-        let failed = state(r#""status":"failed","detail":"launching: the quota is used up","instance_id":null"#);
+        let failed = state(r#""status":"failed","detail":"launching: the quota \u001b[2Jis used up","instance_id":null"#);
         let text = explain(&failed, "u-1").expect("found");
-        assert!(text.contains("the quota is used up") && text.contains("mend the cause") && !text.contains("launch of"), "{text}");
+        assert!(text.contains("the quota  [2Jis used up") && text.contains("mend the cause") && !text.contains("launch of"), "{text}");
     }
 }

@@ -58,10 +58,15 @@ fn none() -> String {
     "-".to_owned()
 }
 
-/// Columns as wide as their widest cell; the last one is not padded. Control characters, which others may have put there, are replaced.
+/// Without control characters: clouds and guests have a say in some texts, and a terminal obeys them.
+pub(crate) fn clean(text: &str) -> String {
+    text.replace(char::is_control, " ")
+}
+
+/// Columns as wide as their widest cell; the last one is not padded.
 fn table<const N: usize>(head: [&str; N], rows: impl Iterator<Item = [String; N]>) -> String {
-    let clean = |cell: String| cell.replace(char::is_control, " ");
-    let rows: Vec<[String; N]> = std::iter::once(head.map(str::to_owned)).chain(rows.map(|row| row.map(clean))).collect();
+    let rows = rows.map(|row| row.map(|cell| clean(&cell)));
+    let rows: Vec<[String; N]> = std::iter::once(head.map(str::to_owned)).chain(rows).collect();
     let widths: Vec<usize> = (0..N).map(|column| rows.iter().map(|row| row[column].chars().count()).max().unwrap_or_default()).collect();
     let line = |row: &[String; N]| {
         let cells: Vec<String> = row.iter().zip(&widths).map(|(cell, width)| format!("{cell:width$}")).collect();
