@@ -8,7 +8,7 @@ use crate::{crashes, microvm, sandbox};
 
 type Case = (&'static str, fn());
 
-const CASES: [Case; 14] = [
+const CASES: [Case; 13] = [
     ("sandbox_machine_has_its_own_world_and_is_deleted_without_trace", sandbox::machine_has_its_own_world_and_is_deleted_without_trace),
     ("sandbox_machine_outlives_its_provider_and_is_found_by_another", sandbox::machine_outlives_its_provider_and_is_found_by_another),
     (
@@ -17,7 +17,6 @@ const CASES: [Case; 14] = [
     ),
     ("sandbox_machines_reach_the_host_and_not_each_other", sandbox::machines_reach_the_host_and_not_each_other),
     ("sandbox_provider_conforms", sandbox::provider_conforms),
-    ("launch_is_idempotent_by_token", sandbox::launch_is_idempotent_by_token),
     ("launch_refuses_what_local_machines_do_not_have", sandbox::launch_refuses_what_local_machines_do_not_have),
     ("foreign_link_of_the_bridges_name_is_left_alone", sandbox::foreign_link_of_the_bridges_name_is_left_alone),
     ("concurrent_launches_and_deletes_leave_nothing", sandbox::concurrent_launches_and_deletes_leave_nothing),

@@ -194,27 +194,6 @@ pub(crate) fn machines_reach_the_host_and_not_each_other() {
     });
 }
 
-pub(crate) fn launch_is_idempotent_by_token() {
-    in_world(Level::Sandbox, |world| async move {
-        let provider = world.provider();
-        let launched = provider.launch(&request("token-1", 3, "stay")).await?.instances;
-        ensure!(launched.len() == 3);
-        let sorted = |mut instances: Vec<Instance>| {
-            instances.sort_by(|a, b| a.id.cmp(&b.id));
-            instances
-        };
-        ensure!(sorted(provider.launch(&request("token-1", 3, "stay")).await?.instances) == sorted(launched.clone()));
-        let addresses: std::collections::HashSet<_> = launched.iter().map(|instance| instance.address).collect();
-        ensure!(addresses.len() == 3);
-        let other = provider.launch(&request("token-1", 3, "other words")).await;
-        ensure!(matches!(other, Err(ProviderError::AlreadyExists { .. })), "{other:?}");
-        provider.delete(&launched[0].id).await?;
-        crate::world::wait_until_gone(&provider, &launched[0].id).await?;
-        ensure!(provider.launch(&request("token-1", 3, "stay")).await?.instances.len() == 2, "a deleted one does not come back");
-        world.delete_all(&provider).await
-    });
-}
-
 pub(crate) fn launch_refuses_what_local_machines_do_not_have() {
     in_world(Level::Sandbox, |world| async move {
         let provider = world.provider();
