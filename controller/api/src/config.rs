@@ -7,7 +7,6 @@
 
 mod controller;
 mod de;
-mod secret;
 mod tree;
 
 use std::path::{Path, PathBuf};
@@ -16,7 +15,7 @@ use serde::Serialize;
 use serde::de::DeserializeOwned;
 
 pub use controller::{ControllerConfig, ProviderConfig, ProviderKind};
-pub use secret::Secret;
+pub use peerpods_cloud_api::settings::Secret;
 
 /// Environment variables with our prefix that are not configuration: tools and tests read them, and daemons inherit them.
 const RESERVED_VARIABLES: [&str; 5] =

@@ -26,6 +26,16 @@ pub struct Host {
     pub(super) settings: LocalSettings,
     pub(super) bridge: Bridge,
     pub(super) crash_points: CrashPoints,
+    pub(super) handover: Handover,
+}
+
+/// How machines learn what they are.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Handover {
+    /// By files that the host gives them.
+    BootFiles,
+    /// By asking a service of their network, as clouds' machines do.
+    MetadataService,
 }
 
 impl Host {
@@ -52,12 +62,19 @@ impl Host {
         if settings.gateway.octets()[3] == 0 || settings.gateway.octets()[3] == 255 {
             return Err(MachineError::invalid("provider.local.gateway must be a host address of its /24"));
         }
-        Ok(Self { bridge: Bridge::new(&settings), settings, crash_points: CrashPoints::default() })
+        let bridge = Bridge::new(&settings);
+        Ok(Self { bridge, settings, crash_points: CrashPoints::default(), handover: Handover::BootFiles })
     }
 
     /// The same with a hook for tests.
     pub fn with_crash_points(self, crash_points: CrashPoints) -> Self {
         Self { crash_points, ..self }
+    }
+
+    /// Machines get no boot files: they find a DHCP server and a metadata service on the bridge, which has this address too.
+    /// Both are the caller's affair.
+    pub fn with_metadata_service(self, address: Ipv4Addr) -> Self {
+        Self { bridge: self.bridge.with_service(address), handover: Handover::MetadataService, ..self }
     }
 
     /// The sizes of machines, cheapest first.

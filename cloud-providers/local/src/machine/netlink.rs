@@ -61,11 +61,11 @@ impl Netlink {
         self.create(attributes)
     }
 
-    /// Gives a link an address with a /24 around it, if it has not got it.
-    pub(crate) fn ensure_address(&mut self, index: u32, address: Ipv4Addr) -> io::Result<()> {
+    /// Gives a link an address with a network of this prefix length around it, if it has not got it.
+    pub(crate) fn ensure_address(&mut self, index: u32, address: Ipv4Addr, prefix_len: u8) -> io::Result<()> {
         let mut message = AddressMessage::default();
         message.header.family = AddressFamily::Inet;
-        message.header.prefix_len = 24;
+        message.header.prefix_len = prefix_len;
         message.header.index = index;
         message.attributes = vec![AddressAttribute::Local(IpAddr::V4(address)), AddressAttribute::Address(IpAddr::V4(address))];
         self.request(RouteNetlinkMessage::NewAddress(message), NLM_F_CREATE | NLM_F_REPLACE).map(drop)

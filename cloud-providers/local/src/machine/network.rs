@@ -18,6 +18,8 @@ pub(crate) struct Bridge {
     name: String,
     mac: [u8; 6],
     gateway: Ipv4Addr,
+    /// One more address, which belongs to no network.
+    service: Option<Ipv4Addr>,
 }
 
 /// What has the bridge's name.
@@ -30,7 +32,11 @@ pub(crate) enum Found {
 
 impl Bridge {
     pub(crate) fn new(settings: &LocalSettings) -> Self {
-        Self { name: settings.bridge.clone(), mac: mark(&settings.state_dir), gateway: settings.gateway }
+        Self { name: settings.bridge.clone(), mac: mark(&settings.state_dir), gateway: settings.gateway, service: None }
+    }
+
+    pub(crate) fn with_service(self, address: Ipv4Addr) -> Self {
+        Self { service: Some(address), ..self }
     }
 
     pub(crate) fn find(&self, netlink: &mut Netlink) -> Result<Found, MachineError> {
@@ -47,7 +53,9 @@ impl Bridge {
             netlink.create_bridge(&self.name, self.mac).map_err(MachineError::network("create bridge", &self.name))?;
         }
         let Found::Ours(link) = self.find(netlink)? else { return Err(self.foreign()) };
-        netlink.ensure_address(link.index, self.gateway).map_err(MachineError::network("give an address to", &self.name))?;
+        let mut give = |address, prefix| netlink.ensure_address(link.index, address, prefix);
+        let given = give(self.gateway, 24).and_then(|()| self.service.map_or(Ok(()), |address| give(address, 32)));
+        given.map_err(MachineError::network("give an address to", &self.name))?;
         netlink.set_up(link.index).map_err(MachineError::network("bring up", &self.name))?;
         Ok(link)
     }

@@ -92,6 +92,7 @@ pub(crate) struct Plan<'a> {
     pub(crate) instance_type: &'a InstanceType,
     pub(crate) image: &'a Image,
     pub(crate) executor: Executor,
+    pub(crate) boot_files: &'a [&'a str],
 }
 
 impl Plan<'_> {
@@ -115,7 +116,7 @@ impl Plan<'_> {
         // The disk is thrown away with the machine: nothing on it need survive the host.
         option("-drive", "if=none,id=scratch,file=scratch.img,format=raw,cache=unsafe,discard=unmap".to_owned());
         option("-device", "virtio-blk-device,drive=scratch".to_owned());
-        for name in BOOT_FILES {
+        for name in self.boot_files {
             option("-fw_cfg", format!("name=opt/org.peerpods/{name},file=boot/{name}"));
         }
         option("-serial", "file:console.log".to_owned());
@@ -185,6 +186,7 @@ mod tests {
             instance_type: &instance_type,
             image: &image,
             executor: Executor::Tcg { tsc_khz: 2_596_124 },
+            boot_files: &BOOT_FILES,
         };
         let expected = "-name local-0123456789ab -M microvm,acpi=on -accel tcg,thread=multi,tb-size=64 -cpu max -smp 1 -m 256M \
             -kernel /image/vmlinux -initrd /image/initrd -append console=ttyS0 quiet tsc_early_khz=2596124 \

@@ -54,7 +54,7 @@ impl Record {
     }
 
     /// The machine's hardware address. Made from its address, so that neighbours' caches stay right when an address is used again.
-    pub(crate) fn mac(&self) -> [u8; 6] {
+    pub fn mac(&self) -> [u8; 6] {
         let [a, b, c, d] = self.address.octets();
         [0x02, 0x70, a, b, c, d]
     }
@@ -64,7 +64,7 @@ impl Record {
     }
 
     /// The machine as the contract tells it.
-    pub(crate) fn instance(&self) -> Instance {
+    pub fn instance(&self) -> Instance {
         let state = match (self.phase, self.is_alive()) {
             (Phase::Planned, _) => InstanceState::Pending,
             (Phase::Started, true) => InstanceState::Running,

@@ -9,6 +9,7 @@ use peerpods_cloud_api::settings::local::Level;
 
 use super::delete::END_LIMIT;
 use super::files::{create_folder, none_if_missing};
+use super::host::Handover;
 use super::helper::Start;
 use super::qemu::{self, Image, Plan};
 use super::spawn::Waiting;
@@ -56,8 +57,9 @@ impl Host {
         }
         create_folder(&folder.join("boot"))?;
         let network = network::boot_file(&self.settings, record);
+        let names = self.boot_files();
         for (name, content) in
-            qemu::BOOT_FILES.into_iter().zip([record.request.user_data.as_slice(), record.id.as_str().as_bytes(), &network])
+            names.iter().zip([record.request.user_data.as_slice(), record.id.as_str().as_bytes(), &network])
         {
             let path = folder.join("boot").join(name);
             fs::write(&path, content).map_err(MachineError::file("write", &path))?;
@@ -70,6 +72,14 @@ impl Host {
         let path = folder.join("start.json");
         let text = serde_json::to_vec_pretty(&start).map_err(io::Error::from).map_err(MachineError::file("write", &path))?;
         fs::write(&path, text).map_err(MachineError::file("write", &path))
+    }
+
+    /// The names of what machines are given.
+    fn boot_files(&self) -> &'static [&'static str] {
+        match self.handover {
+            Handover::BootFiles => &qemu::BOOT_FILES,
+            Handover::MetadataService => &[],
+        }
     }
 
     fn prepare_qemu(&self, folder: &Path, record: &Record) -> Result<Start, MachineError> {
@@ -88,6 +98,7 @@ impl Host {
             instance_type: &instance_type,
             image: &image,
             executor,
+            boot_files: self.boot_files(),
         };
         Ok(Start::Program { program, arguments: plan.arguments() })
     }

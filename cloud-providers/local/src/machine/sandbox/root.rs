@@ -107,7 +107,10 @@ fn devices(dev: &Path) -> io::Result<()> {
 
 fn boot_files(folder: &Path, run: &Path) -> io::Result<()> {
     for name in BOOT_FILES {
-        fs::copy(folder.join("boot").join(name), run.join("boot").join(name))?;
+        let file = folder.join("boot").join(name);
+        if file.exists() {
+            fs::copy(file, run.join("boot").join(name))?;
+        }
     }
     File::create(run.join("boot/sandbox"))?;
     bind(&folder.join("scratch"), &run.join("scratch"))
