@@ -72,6 +72,29 @@ const METADATA_IPV6: [Ipv6Addr; 2] =
 /// The root end of the veth pair.
 const ROOT_VETH: &str = "ppveth";
 
+/// A link that is up and has no address yet: what a DHCP client needs to know of it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct BareLink {
+    /// The kernel's number of it.
+    pub index: u32,
+    /// Its hardware address.
+    pub mac: [u8; 6],
+}
+
+/// Waits until `interface` is there, at most `deadline`, and brings it up without an address. Idempotent.
+pub async fn bring_up_bare(interface: &str, deadline: Duration) -> Result<BareLink, NetworkError> {
+    let link = wait_for_link(interface, deadline).await?;
+    limited("bring up the VM's link", async {
+        netlink::own()?.set_link(LinkUnspec::new_with_index(link.index).up(), interface).await?;
+        let mac = link.mac.map(|mac| *mac.as_bytes()).ok_or_else(|| NetworkError::InterfaceMissing {
+            name: format!("{interface} with a hardware address"),
+            waited: Duration::ZERO,
+        })?;
+        Ok(BareLink { index: link.index, mac })
+    })
+    .await
+}
+
 /// Waits until `interface` is there, at most `deadline`, and configures it and loopback. Idempotent.
 pub async fn bring_up(interface: &str, config: &LinkConfig, deadline: Duration) -> Result<(), NetworkError> {
     let link = wait_for_link(interface, deadline).await?;

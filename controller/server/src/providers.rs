@@ -3,7 +3,10 @@
 use std::sync::Arc;
 
 use async_trait::async_trait;
+use peerpods_cloud_api::settings::aws::AwsSettings;
 use peerpods_cloud_api::{CloudProvider, InstanceId, ProviderError};
+#[cfg(feature = "aws")]
+use peerpods_cloud_aws::AwsProvider;
 use peerpods_cloud_local::LocalProvider;
 use peerpods_controller_api::config::{ProviderConfig, ProviderKind};
 use peerpods_engine::Console;
@@ -28,13 +31,37 @@ impl Provider {
 
 /// The provider that the configuration names; nothing is called yet.
 pub fn connect(config: &ProviderConfig) -> Result<Provider, ProviderError> {
-    match (config.kind, &config.local) {
-        (ProviderKind::Local, Some(settings)) => {
-            let local = LocalProvider::new(settings.clone())?;
+    let missing = |key: &str| ProviderError::InvalidRequest { detail: format!("{key} is required") };
+    match config.kind {
+        ProviderKind::Local => {
+            let local = LocalProvider::new(config.local.clone().ok_or_else(|| missing("provider.local"))?)?;
             let cloud = Arc::new(local.clone());
             Ok(Provider { cloud, console: Some(Arc::new(LocalConsole(local.clone()))), host: Some(local) })
         }
-        (ProviderKind::Local, None) => Err(ProviderError::InvalidRequest { detail: "provider.local is required".to_owned() }),
+        ProviderKind::Aws => aws(config.aws.clone().ok_or_else(|| missing("provider.aws"))?),
+    }
+}
+
+#[cfg(feature = "aws")]
+fn aws(settings: AwsSettings) -> Result<Provider, ProviderError> {
+    let aws = AwsProvider::new(settings)?;
+    Ok(Provider { cloud: Arc::new(aws.clone()), console: Some(Arc::new(AwsConsole(aws))), host: None })
+}
+
+#[cfg(not(feature = "aws"))]
+fn aws(_: AwsSettings) -> Result<Provider, ProviderError> {
+    let detail = "provider.kind \"aws\" is not in this build (cargo feature \"aws\")".to_owned();
+    Err(ProviderError::InvalidRequest { detail })
+}
+
+#[cfg(feature = "aws")]
+struct AwsConsole(AwsProvider);
+
+#[cfg(feature = "aws")]
+#[async_trait]
+impl Console for AwsConsole {
+    async fn tail(&self, id: &InstanceId) -> Option<String> {
+        self.0.console_tail(id).await.ok().filter(|text| !text.is_empty())
     }
 }
 

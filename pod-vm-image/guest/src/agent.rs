@@ -19,12 +19,10 @@ mod rootfs;
 use std::net::Ipv4Addr;
 use std::process::ExitCode;
 use std::sync::Arc;
-use std::time::Duration;
 
 use anyhow::{Context as _, Result};
 use nix::sys::signal::SigSet;
 use peerpods_attester::Attester;
-use peerpods_network::guest::bring_up;
 use peerpods_tunnel::AgentStream;
 use peerpods_tunnel::guest::{GuestConfig, GuestEndpoint};
 use peerpods_tunnel::user_data::UserData;
@@ -33,14 +31,12 @@ use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::mpsc;
 use tokio::task::JoinSet;
 
-use crate::boot::{self, Item, Level};
+use crate::boot::{self, Lease, Level};
 use crate::console;
 use pod::{BoundAgent, PodSetup};
 
 /// The machine's own interface.
 const UNDERLAY: &str = "eth0";
-/// How long the interface may take to appear; its driver is loaded already.
-const LINK_APPEARS_WITHIN: Duration = Duration::from_secs(10);
 
 /// Runs until the machine should stop.
 pub(crate) fn main() -> ExitCode {
@@ -65,18 +61,15 @@ pub(crate) fn main() -> ExitCode {
 async fn run() -> Result<()> {
     let mut terminate = signal(SignalKind::terminate())?;
     let level = Level::detect();
-    let config = level.boot_config();
-    let network = boot::network(config.as_ref())?;
-    let instance_id = boot::instance_id(config.as_ref())?;
-    let user_data = UserData::decode(&config.read(Item::UserData)?)?;
-    bring_up(UNDERLAY, &network, LINK_APPEARS_WITHIN).await?;
-    resolver::write(&network.dns)?;
+    let told = boot::find_out(level, UNDERLAY).await?;
+    let user_data = UserData::decode(&told.user_data)?;
+    resolver::write(&told.dns)?;
     console::event("network");
 
     let attester = Attester::for_tee(&user_data.tee)?;
     let bound = BoundAgent::default();
     let setup = PodSetup::new(attester, UNDERLAY, bound.clone());
-    let (endpoint, streams) = GuestEndpoint::new(GuestConfig { user_data, instance_id }, setup)?;
+    let (endpoint, streams) = GuestEndpoint::new(GuestConfig { user_data, instance_id: told.instance_id }, setup)?;
     let address = (Ipv4Addr::UNSPECIFIED, peerpods_tunnel::PORT);
     let listener = TcpListener::bind(address).await.with_context(|| format!("listen on port {}", address.1))?;
     console::event_with("listening", u64::from(address.1));
@@ -84,7 +77,16 @@ async fn run() -> Result<()> {
         result = endpoint.serve(listener) => result.context("serve the guest channel"),
         () = serve_agents(streams.agents, bound) => Ok(()),
         () = forwarding::serve(streams.forwards) => Ok(()),
+        error = kept(told.lease) => Err(error),
         _ = terminate.recv() => Ok(()),
+    }
+}
+
+/// Keeps the machine's address; returns when that fails for good.
+async fn kept(lease: Option<Lease>) -> anyhow::Error {
+    match lease {
+        Some(lease) => lease.keep().await,
+        None => std::future::pending().await,
     }
 }
 

@@ -1,17 +1,28 @@
-//! What the hypervisor tells a machine at boot: user data, its instance id, its own network.
+//! What a machine is told at boot: user data, its instance id, its own network.
 //!
-//! Nothing here is secret and nothing is believed: user data is measured with the evidence, a wrong instance id or address only keeps
-//! the machine from being found. Sizes are limited before reading.
+//! | machine | network | user data, instance id |
+//! |---|---|---|
+//! | of the local provider | a file of QEMU's firmware configuration, or of the sandbox | the same |
+//! | of a cloud | DHCP | the cloud's metadata service |
+//!
+//! Which one it is, the files tell: where they are, the machine is local. Nothing here is secret and nothing is believed: user data is
+//! measured with the evidence, a wrong instance id or address only keeps the machine from being found. Sizes are limited before reading.
 
-use std::io::Read as _;
-use std::path::{Path, PathBuf};
+mod files;
+mod lease;
+mod metadata;
 
-use peerpods_network::guest::LinkConfig;
+use std::time::Duration;
 
-/// Where a sandbox finds its boot configuration.
-const SANDBOX_FOLDER: &str = "/run/peerpods/boot";
-/// Where QEMU's firmware configuration device appears.
-const FW_CFG_FOLDER: &str = "/sys/firmware/qemu_fw_cfg/by_name/opt/org.peerpods";
+use peerpods_network::NetworkError;
+use peerpods_network::guest::{bring_up, bring_up_bare};
+
+use files::Files;
+pub(crate) use lease::Lease;
+
+/// How long the machine's link may take to appear; its driver is loaded already.
+const LINK_APPEARS_WITHIN: Duration = Duration::from_secs(10);
+
 /// More than any item needs.
 const LARGEST_ITEM: u64 = 64 << 10;
 
@@ -36,12 +47,6 @@ impl Item {
     }
 }
 
-/// A way to hand a machine its boot configuration.
-pub(crate) trait BootConfig {
-    /// The bytes of an item, at most 64 KiB. Reading is repeatable.
-    fn read(&self, item: Item) -> Result<Vec<u8>, BootError>;
-}
-
 /// What this program runs on.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Level {
@@ -54,52 +59,41 @@ pub(crate) enum Level {
 impl Level {
     /// Told by a file that only the local provider can have put there: a machine's `/run` is empty when `init` starts.
     pub(crate) fn detect() -> Self {
-        if Path::new(SANDBOX_FOLDER).join("sandbox").exists() { Self::Sandbox } else { Self::Machine }
-    }
-
-    /// The boot configuration at this level.
-    pub(crate) fn boot_config(self) -> Box<dyn BootConfig> {
-        match self {
-            Self::Machine => Box::new(Files { folder: FW_CFG_FOLDER.into(), leaf: "raw" }),
-            Self::Sandbox => Box::new(Files { folder: SANDBOX_FOLDER.into(), leaf: "" }),
-        }
+        if Files::is_sandbox() { Self::Sandbox } else { Self::Machine }
     }
 }
 
-/// Items as files: `<folder>/<item>`, or `<folder>/<item>/<leaf>` with a leaf.
-struct Files {
-    folder: PathBuf,
-    leaf: &'static str,
+/// What a machine was told.
+pub(crate) struct Told {
+    /// Its name servers.
+    pub(crate) dns: Vec<std::net::Ipv4Addr>,
+    /// 1 to 128 printable characters.
+    pub(crate) instance_id: String,
+    /// Not looked at, at most 64 KiB.
+    pub(crate) user_data: Vec<u8>,
+    /// What must be renewed for the machine to keep its address; `None` where it simply has one.
+    pub(crate) lease: Option<Lease>,
 }
 
-impl BootConfig for Files {
-    fn read(&self, item: Item) -> Result<Vec<u8>, BootError> {
-        let mut path = self.folder.join(item.name());
-        if !self.leaf.is_empty() {
-            path.push(self.leaf);
-        }
-        let read = || -> std::io::Result<Vec<u8>> {
-            let mut bytes = Vec::new();
-            std::fs::File::open(&path)?.take(LARGEST_ITEM + 1).read_to_end(&mut bytes)?;
-            Ok(bytes)
-        };
-        let bytes = read().map_err(|source| BootError::ReadItem { item, source })?;
-        if bytes.len() as u64 > LARGEST_ITEM {
-            return Err(BootError::LongItem { item });
-        }
-        Ok(bytes)
+/// Configures the machine's own interface and finds out what it is.
+pub(crate) async fn find_out(level: Level, interface: &str) -> Result<Told, BootError> {
+    if let Some(files) = Files::find(level) {
+        let network = files.network()?;
+        bring_up(interface, &network, LINK_APPEARS_WITHIN).await.map_err(BootError::Network)?;
+        let (instance_id, user_data) = (instance_id(&files.read(Item::InstanceId)?)?, files.read(Item::UserData)?);
+        return Ok(Told { dns: network.dns, instance_id, user_data, lease: None });
     }
+    let link = bring_up_bare(interface, LINK_APPEARS_WITHIN).await.map_err(BootError::Network)?;
+    let (lease, network) = Lease::get(interface, link).await?;
+    crate::console::event("lease");
+    bring_up(interface, &network, LINK_APPEARS_WITHIN).await.map_err(BootError::Network)?;
+    let told = metadata::ask().await?;
+    let instance_id = instance_id(&told.instance_id)?;
+    Ok(Told { dns: network.dns, instance_id, user_data: told.user_data, lease: Some(lease) })
 }
 
-/// Reads [`Item::Network`].
-pub(crate) fn network(config: &dyn BootConfig) -> Result<LinkConfig, BootError> {
-    let bytes = config.read(Item::Network)?;
-    serde_json::from_slice(&bytes).map_err(|source| BootError::ParseItem { item: Item::Network, source })
-}
-
-/// Reads [`Item::InstanceId`]: 1 to 128 printable characters.
-pub(crate) fn instance_id(config: &dyn BootConfig) -> Result<String, BootError> {
-    let bytes = config.read(Item::InstanceId)?;
+/// Checks [`Item::InstanceId`].
+fn instance_id(bytes: &[u8]) -> Result<String, BootError> {
     let id = bytes.trim_ascii();
     match std::str::from_utf8(id) {
         Ok(text) if (1..=128).contains(&id.len()) && id.iter().all(u8::is_ascii_graphic) => Ok(text.to_owned()),
@@ -135,45 +129,34 @@ pub(crate) enum BootError {
     /// The instance id is empty, long or unprintable.
     #[error("the instance id is not 1 to 128 printable characters")]
     InstanceId,
+    /// The interface cannot be configured.
+    #[error("configure the machine's own network")]
+    Network(#[source] NetworkError),
+    /// No DHCP server gave the machine a usable address.
+    #[error("no usable DHCP lease: {detail}")]
+    Lease {
+        /// What was tried last.
+        detail: String,
+    },
+    /// The metadata service does not say what the machine is.
+    #[error("the metadata service gives no {}: {detail}", item.name())]
+    Metadata {
+        /// Which.
+        item: Item,
+        /// The last try's outcome.
+        detail: String,
+    },
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
 
-    struct Fixed<'a>(&'a [u8]);
-
-    impl BootConfig for Fixed<'_> {
-        fn read(&self, _: Item) -> Result<Vec<u8>, BootError> {
-            Ok(self.0.to_vec())
-        }
-    }
-
-    #[test]
-    fn network_of_the_local_provider_is_read() {
-        let text = br#"{"address":"10.93.0.5/24","gateway":"10.93.0.1","dns":[],"mtu":1500}"#;
-        let network = network(&Fixed(text)).expect("valid");
-        assert_eq!((network.address.to_string().as_str(), network.mtu), ("10.93.0.5/24", 1500));
-    }
-
-    #[test]
-    fn unknown_network_key_is_refused() {
-        assert!(network(&Fixed(br#"{"address":"10.93.0.5/24","gateway":"10.93.0.1","mtu":1500,"script":"x"}"#)).is_err());
-    }
-
     #[test]
     fn instance_id_is_trimmed_and_checked() {
-        assert_eq!(instance_id(&Fixed(b"i-1\n")).expect("valid"), "i-1");
+        assert_eq!(instance_id(b"i-1\n").expect("valid"), "i-1");
         for bad in [&b""[..], b"\n", b"a b", b"\xff", &[b'a'; 129]] {
-            assert!(instance_id(&Fixed(bad)).is_err(), "{bad:?}");
+            assert!(instance_id(bad).is_err(), "{bad:?}");
         }
-    }
-
-    #[test]
-    fn long_item_is_refused() {
-        let folder = tempfile::tempdir().expect("folder");
-        std::fs::write(folder.path().join("user-data"), vec![0; 65 << 10]).expect("write");
-        let config = Files { folder: folder.path().to_owned(), leaf: "" };
-        assert!(matches!(config.read(Item::UserData), Err(BootError::LongItem { .. })));
     }
 }

@@ -89,8 +89,8 @@ fn run(level: Level) -> Result<Stop, Stop> {
         mounts::mount_all()?;
         modules::load_all()?;
         console::event("modules");
-        scratch::prepare().map_err(|e| failed("scratch", e.what, &e.source))?;
-        console::event("scratch");
+        let bytes = scratch::prepare().map_err(|e| failed("scratch", e.what, &e.source))?;
+        console::event_with("scratch-mib", bytes >> 20);
     }
     let agent = Command::new("/proc/self/exe").arg("agent").envs(ALLOCATOR).spawn().map_err(|e| failed("agent", "spawn", &e))?;
     wait(&processes, agent.id()).map_err(|e| failed("wait", "signalfd", &e))

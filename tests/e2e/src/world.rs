@@ -13,9 +13,9 @@ use anyhow::{Context as _, Result, bail};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 
-use config::{controller_config, node_config};
+use config::{controller_config, machine_image, node_config};
 
-use crate::{KataShim, Netns, PodNetns, Process, Registry, eventually};
+use crate::{KataShim, MockCloud, Netns, PodNetns, Process, Registry, eventually};
 
 /// How pod VMs are made in a world.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -26,11 +26,24 @@ pub enum Level {
     Sandbox,
 }
 
+/// Where pod VMs come from in a world.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Cloud {
+    /// The local provider makes them.
+    Local,
+    /// The AWS provider asks a mock cloud's EC2 for them.
+    MockAws,
+}
+
 /// What a world is made of.
 #[derive(Debug, Clone)]
 pub struct WorldOptions {
     /// How pod VMs are made.
     pub level: Level,
+    /// Where they come from.
+    pub cloud: Cloud,
+    /// More arguments of the mock cloud.
+    pub mock_extra: Vec<String>,
     /// What a sandbox runs as PID 1 in place of the guest.
     pub guest: Option<PathBuf>,
     /// Extra lines for the controller's configuration.
@@ -48,6 +61,8 @@ impl WorldOptions {
     pub fn new(level: Level) -> Self {
         Self {
             level,
+            cloud: Cloud::Local,
+            mock_extra: Vec::new(),
             guest: None,
             controller_extra: String::new(),
             provider_extra: String::new(),
@@ -63,6 +78,7 @@ pub struct World {
     // Behind locks, so that a story may be told while another hand kills them.
     node: Mutex<Option<Process>>,
     controller: Mutex<Option<Process>>,
+    mock: Option<MockCloud>,
     registry: Registry,
     pods: Vec<PodNetns>,
     // Holds the namespace of mounts; no more than that.
@@ -88,10 +104,16 @@ impl World {
             netns.use_mounts_of(holder.pid());
         }
         let registry = Registry::start(&netns, folder.path())?;
-        std::fs::write(folder.path().join("controller.toml"), controller_config(folder.path(), options)?)?;
+        let mock = match options.cloud {
+            Cloud::Local => None,
+            Cloud::MockAws => {
+                Some(MockCloud::start(&netns, folder.path(), options.level, &machine_image(options)?, &options.mock_extra)?)
+            }
+        };
+        std::fs::write(folder.path().join("controller.toml"), controller_config(folder.path(), options, mock.as_ref())?)?;
         std::fs::write(folder.path().join("node.toml"), node_config(folder.path(), options))?;
         let world =
-            Self { node: Mutex::default(), controller: Mutex::default(), registry, pods: Vec::new(), mounts, netns, folder, next_pod: 2 };
+            Self { node: Mutex::default(), controller: Mutex::default(), mock, registry, pods: Vec::new(), mounts, netns, folder, next_pod: 2 };
         world.start_controller()?;
         world.start_node()?;
         Ok(world)
@@ -100,6 +122,11 @@ impl World {
     /// The node's namespace.
     pub fn netns(&self) -> &Netns {
         &self.netns
+    }
+
+    /// The mock cloud of a world that has one.
+    pub fn mock(&self) -> Option<&MockCloud> {
+        self.mock.as_ref()
     }
 
     /// The registry.
@@ -193,6 +220,7 @@ impl World {
     /// Fails with a log's end when a service has died.
     pub fn check_alive(&mut self) -> Result<()> {
         self.registry.check_alive()?;
+        self.mock.as_mut().map_or(Ok(()), MockCloud::check_alive)?;
         self.check_daemons()
     }
 
@@ -258,7 +286,7 @@ impl World {
         if !out.status.success() {
             bail!("peerpods-controller cleanup: {}", String::from_utf8_lossy(&out.stderr));
         }
-        Ok(())
+        self.mock.take().map_or(Ok(()), MockCloud::terminate)
     }
 
     /// Kills every process of this world, by what it sees and not by name.

@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 
+use peerpods_cloud_api::settings::aws::AwsSettings;
 use peerpods_cloud_api::settings::local::{Level, LocalSettings};
 use serde::{Deserialize, Serialize};
 
@@ -42,6 +43,9 @@ pub struct ProviderConfig {
     /// Settings when `kind = "local"`.
     #[serde(skip_serializing_if = "Option::is_none", default)]
     pub local: Option<LocalSettings>,
+    /// Settings when `kind = "aws"`.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub aws: Option<AwsSettings>,
 }
 
 /// The clouds that there are providers for.
@@ -50,6 +54,8 @@ pub struct ProviderConfig {
 pub enum ProviderKind {
     /// Machines on this host.
     Local,
+    /// Amazon EC2.
+    Aws,
 }
 
 impl ControllerConfig {
@@ -66,13 +72,23 @@ impl Configuration for ControllerConfig {
         if self.class.is_empty() {
             return Err(("class", "needs at least one class, such as [class.default]".to_owned()));
         }
-        match (self.provider.kind, &self.provider.local) {
-            (ProviderKind::Local, None) => Err(("provider.local", "is required for provider.kind = \"local\"".to_owned())),
-            (ProviderKind::Local, Some(local)) if local.level == Level::Sandbox && !local.insecure_sandbox => Err((
+        self.provider.check()
+    }
+}
+
+impl ProviderConfig {
+    fn check(&self) -> Result<(), (&'static str, String)> {
+        match (self.kind, &self.local, &self.aws) {
+            (ProviderKind::Local, None, _) => Err(("provider.local", "is required for provider.kind = \"local\"".to_owned())),
+            (ProviderKind::Local, Some(local), _) if local.level == Level::Sandbox && !local.insecure_sandbox => Err((
                 "provider.local.insecure_sandbox",
                 "must be true for level = \"sandbox\": such a machine shares the host's kernel and isolates nothing".to_owned(),
             )),
-            (ProviderKind::Local, Some(_)) => Ok(()),
+            (ProviderKind::Local, Some(_), _) => Ok(()),
+            (ProviderKind::Aws, _, None) => Err(("provider.aws", "is required for provider.kind = \"aws\"".to_owned())),
+            (ProviderKind::Aws, _, Some(aws)) => {
+                aws.check().map_err(|(key, problem)| ("provider.aws", format!("{key}: {problem}")))
+            }
         }
     }
 }
