@@ -8,9 +8,11 @@ use crate::{binaries, containerd, packages};
 const HELP: &str = "\
 Run a peer pod end to end on this machine and show what happens.
 
-Usage: cargo xtask demo [--keep]
+Usage: cargo xtask demo [--cloud local|aws] [--keep]
 
-  --keep   leave everything running and print three commands to try; Ctrl-C or Enter cleans up
+  --cloud local   this machine makes the pod VM by itself (default)
+  --cloud aws     the controller's AWS provider asks a mock cloud for it, which speaks EC2 and has QEMU behind; no account is needed
+  --keep          leave everything running and print three commands to try; Ctrl-C or Enter cleans up
 
 It builds a pod VM image, starts a registry, the controller, the node daemon and Debian's containerd 2.x, asks through the CRI
 for a pod whose runtime handler is `peer-pods`, as a kubelet does, boots a real VM with QEMU, attests and binds it, pulls an OCI
@@ -18,10 +20,13 @@ image inside the VM, runs its containers, and removes everything. Everything hap
 ";
 
 /// Runs the demo on what was built.
-fn run_demo_binary(keep: bool) -> Result<(), String> {
+fn run_demo_binary(cloud: &str, keep: bool) -> Result<(), String> {
     let mut demo = Command::new(binaries::binary("ship", "peerpods-demo")?);
     demo.env("PEERPODS_BINARIES", binaries::folder("ship")?).env("PEERPODS_IMAGE", binaries::image_folder()?);
     demo.env(containerd::VARIABLE, binaries::containerd_folder()?);
+    if cloud == "aws" {
+        demo.arg("--aws");
+    }
     if keep {
         demo.arg("--keep");
     }
@@ -30,7 +35,11 @@ fn run_demo_binary(keep: bool) -> Result<(), String> {
 
 /// `cargo xtask demo`.
 pub(crate) fn run(args: &[String]) -> Result<(), String> {
-    let Some(options) = crate::parse(args, HELP, &["--keep"], &[])? else { return Ok(()) };
+    let Some(options) = crate::parse(args, HELP, &["--keep"], &["--cloud"])? else { return Ok(()) };
+    let cloud = options.value("--cloud").unwrap_or("local");
+    if !["local", "aws"].contains(&cloud) {
+        return Err(format!("--cloud {cloud}: local and aws are there"));
+    }
     println!("Peerpods demo: a pod's containers in a pod VM of their own.");
     println!("The first run compiles everything and fetches a Debian kernel: some minutes. Later runs take seconds.");
     let mut stages = Stages::new();
@@ -38,7 +47,11 @@ pub(crate) fn run(args: &[String]) -> Result<(), String> {
     containerd::ensure(&mut stages)?;
     binaries::image(&mut stages, &binaries::image_folder()?, false)?;
     stages.run("build the controller, the node daemon and the demo", || {
-        binaries::build("ship", &["peerpods-controller", "peerpods-node", "peerpods-link", "peerpods-shim", "peerpods-e2e"], &[])
+        let packages = ["peerpods-controller", "peerpods-node", "peerpods-link", "peerpods-shim", "peerpods-e2e"];
+        match cloud {
+            "local" => binaries::build_without_clouds("ship", &packages),
+            _ => binaries::build("ship", &[&packages[..], &["peerpods-mock-cloud"]].concat(), &[]),
+        }
     })?;
-    stages.run("demo", || run_demo_binary(options.has("--keep")))
+    stages.run("demo", || run_demo_binary(cloud, options.has("--keep")))
 }

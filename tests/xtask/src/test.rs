@@ -39,8 +39,8 @@ fn all(stages: &mut Stages, is_quick: bool, filter: Option<&str>, count: &mut Co
     binaries::image(stages, &image, false)?;
     stages.run("build the node's and the controller's binaries", || {
         let packages =
-            ["peerpods-controller", "peerpodctl", "peerpods-node", "peerpods-link", "peerpods-shim", "peerpods-guest", "peerpods-e2e"];
-        binaries::build("dev", &packages, &["peerpods-controller/local-sandbox"])
+            ["peerpods-controller", "peerpodctl", "peerpods-node", "peerpods-link", "peerpods-shim", "peerpods-guest", "peerpods-e2e", "peerpods-mock-cloud"];
+        binaries::build("dev", &packages, &["peerpods-controller/local-sandbox", "peerpods-mock-cloud/sandbox"])
     })?;
     stages.run("build the tests", || {
         let mut cargo = binaries::cargo();

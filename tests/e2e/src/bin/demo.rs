@@ -7,17 +7,18 @@ use std::time::{Duration, SystemTime};
 
 use anyhow::{Context as _, Result, ensure};
 use peerpods_e2e::{
-    Container, Handler, Image, Leftovers, Level, Rig, RigOptions, Running, RunningPod, Story, Version, WorldOptions, eventually,
+    Cloud, Container, Handler, Image, Leftovers, Level, Rig, RigOptions, Running, RunningPod, Story, Version, WorldOptions, eventually,
     eventually_async,
 };
 
 fn main() -> Result<()> {
-    let keep = std::env::args().any(|a| a == "--keep");
+    let has = |option: &str| std::env::args().any(|argument| argument == option);
+    let (keep, cloud) = (has("--keep"), if has("--aws") { Cloud::MockAws } else { Cloud::Local });
     let before = Leftovers::now()?;
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build()?;
     let outcome = runtime.block_on(async {
         tokio::select! {
-            outcome = story(keep) => outcome,
+            outcome = story(keep, cloud) => outcome,
             _ = tokio::signal::ctrl_c() => { println!("\ninterrupted; cleaning up"); Err(anyhow::anyhow!("interrupted")) }
         }
     });
@@ -32,10 +33,12 @@ fn main() -> Result<()> {
     outcome
 }
 
-async fn story(keep: bool) -> Result<()> {
-    let rig = phase("start a registry, the controller, the node daemon and containerd", || {
-        Rig::start(&RigOptions::new(Version::V2, WorldOptions::new(Level::Qemu)))
-    })?;
+async fn story(keep: bool, cloud: Cloud) -> Result<()> {
+    let what = match cloud {
+        Cloud::Local => "start a registry, the controller, the node daemon and containerd",
+        Cloud::MockAws => "start a registry, a cloud that speaks EC2, the controller with its AWS provider, the node daemon and containerd",
+    };
+    let rig = phase(what, || Rig::start(&RigOptions::new(Version::V2, WorldOptions { cloud, ..WorldOptions::new(Level::Qemu) })))?;
     let rig = Arc::new(rig);
     let result = pod(&rig, keep).await;
     if result.is_err() {
@@ -83,7 +86,25 @@ async fn pod(rig: &Arc<Rig>, keep: bool) -> Result<()> {
     }
     print_phases(rig)?;
     timed("StopPodSandbox, RemovePodSandbox", story.clean_up()).await?;
-    phase("the pod VM is gone", || rig.world().wait_for_no_machines(Duration::from_secs(60)))
+    phase("the pod VM is gone", || rig.world().wait_for_no_machines(Duration::from_secs(60)))?;
+    ec2_account(rig)
+}
+
+/// What EC2 was asked for, and what the account has now.
+fn ec2_account(rig: &Rig) -> Result<()> {
+    let (world, netns) = (rig.world(), rig.world().netns());
+    let Some(mock) = world.mock() else { return Ok(()) };
+    println!("    the controller's calls of EC2:");
+    for (action, count) in mock.get(netns, "/summary")?["calls"].as_object().into_iter().flatten() {
+        println!("    | {count:>4}  {action}");
+    }
+    let (instances, parts) = eventually("the account is empty", Duration::from_secs(20), || {
+        let existing = mock.existing(netns)?;
+        ensure!(existing == (0, 0), "{existing:?}");
+        Ok(existing)
+    })?;
+    println!("    the account has {instances} instances, {parts} volumes and network interfaces");
+    Ok(())
 }
 
 /// What `kubectl exec` and `port-forward`, an edited ConfigMap and a request to the pod do.
