@@ -106,12 +106,22 @@ fn main() -> ExitCode {
     if arguments.next() == Some(OsString::from(MACHINE_HELPER)) {
         return peerpods_cloud_local::machine_helper_main(arguments);
     }
+    keep_memory_to_ourselves();
     match run(&Cli::parse()) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             eprintln!("peerpods-controller: {error:#}");
             ExitCode::FAILURE
         }
+    }
+}
+
+/// No core file and no debugger of the same user: this process holds the cloud's credentials and the binder CA's key. The machines that
+/// it starts inherit the first.
+fn keep_memory_to_ourselves() {
+    use nix::sys::resource::{Resource, setrlimit};
+    if let Err(error) = setrlimit(Resource::RLIMIT_CORE, 0, 0).and(nix::sys::prctl::set_dumpable(false)) {
+        eprintln!("peerpods-controller: core files stay possible: {error}");
     }
 }
 

@@ -6,7 +6,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
-use peerpods_cloud_api::{ProviderError, Tee};
+use peerpods_cloud_api::{CloudProvider, ProviderError, Tee};
 use peerpods_controller_api::config::ControllerConfig;
 use peerpods_controller_api::{Class, ClassName};
 use peerpods_engine::{Driver, DriverError, Handle, Parts, Timing};
@@ -46,14 +46,16 @@ pub enum ServerError {
     },
 }
 
-/// How long the provider may take to prove itself.
+/// How long one proof of the provider may take.
 const VERIFY_DEADLINE: Duration = Duration::from_secs(120);
+
+/// Pauses between proofs that an outage or a limit has stopped.
+const VERIFY_PAUSES: [Duration; 3] = [Duration::from_millis(500), Duration::from_secs(1), Duration::from_secs(2)];
 
 /// Runs until `stop` is done: first the service ends, then the engine. Machines run on.
 pub async fn serve(config: &ControllerConfig, provider: &Provider, stop: impl Future<Output = ()>) -> Result<(), ServerError> {
     let state = StateDir::open(&config.state_dir)?;
-    let verified = tokio::time::timeout(VERIFY_DEADLINE, provider.cloud.verify()).await;
-    verified.unwrap_or(Err(ProviderError::DeadlineExceeded)).map_err(ServerError::VerifyProvider)?;
+    verify(provider.cloud.as_ref()).await.map_err(ServerError::VerifyProvider)?;
 
     let listen = |address: String| move |source| ServerError::Listen { address, source };
     let metrics_listener = match config.metrics {
@@ -102,6 +104,25 @@ pub async fn serve(config: &ControllerConfig, provider: &Provider, stop: impl Fu
     }
 }
 
+/// Lets the provider prove itself. What an operator must mend ends it; an outage of the cloud does not, as nodes need somebody who
+/// records their wishes meanwhile.
+async fn verify(cloud: &dyn CloudProvider) -> Result<(), ProviderError> {
+    let mut pauses = VERIFY_PAUSES.into_iter();
+    loop {
+        let verified = tokio::time::timeout(VERIFY_DEADLINE, cloud.verify()).await.unwrap_or(Err(ProviderError::DeadlineExceeded));
+        let error = match verified {
+            Err(error @ (ProviderError::Unavailable { .. } | ProviderError::DeadlineExceeded | ProviderError::Throttled { .. })) => error,
+            other => return other,
+        };
+        let Some(pause) = pauses.next() else {
+            tracing::warn!(%error, "the provider cannot be verified now; serving all the same");
+            return Ok(());
+        };
+        tracing::warn!(%error, "the provider cannot be verified yet");
+        tokio::time::sleep(pause).await;
+    }
+}
+
 /// An engine over the opened folder.
 pub(crate) fn engine(state: StateDir, provider: &Provider, classes: BTreeMap<ClassName, Class>, timing: Timing) -> (Driver, Handle) {
     let binder_ca_sha256 = state.binder_ca.spki_sha256_hex();
@@ -128,4 +149,56 @@ enum Phase {
     Serving,
     Draining,
     Stopped,
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::atomic::{AtomicU32, Ordering};
+
+    use async_trait::async_trait;
+    use peerpods_cloud_api::{Instance, InstanceId, InstanceType, LaunchRequest, Launched, OwnerTag};
+
+    use super::*;
+
+    /// A cloud whose proof fails this often with this error.
+    struct Proof(AtomicU32, ProviderError);
+
+    #[async_trait]
+    impl CloudProvider for Proof {
+        async fn verify(&self) -> Result<(), ProviderError> {
+            let left = self.0.fetch_update(Ordering::Relaxed, Ordering::Relaxed, |left| left.checked_sub(1));
+            if left.is_ok() { Err(self.1.clone()) } else { Ok(()) }
+        }
+
+        async fn launch(&self, _: &LaunchRequest) -> Result<Launched, ProviderError> {
+            Err(self.1.clone())
+        }
+
+        async fn get(&self, _: &InstanceId) -> Result<Instance, ProviderError> {
+            Err(self.1.clone())
+        }
+
+        async fn delete(&self, _: &InstanceId) -> Result<(), ProviderError> {
+            Err(self.1.clone())
+        }
+
+        async fn list(&self, _: &OwnerTag) -> Result<Vec<Instance>, ProviderError> {
+            Err(self.1.clone())
+        }
+
+        async fn instance_types(&self) -> Result<Vec<InstanceType>, ProviderError> {
+            Err(self.1.clone())
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn an_outage_at_the_start_is_waited_for_and_a_wrong_setting_is_not() {
+        let outage = ProviderError::Unavailable { detail: "down".to_owned() };
+        let short = Proof(AtomicU32::new(2), outage.clone());
+        assert_eq!((verify(&short).await, short.0.load(Ordering::Relaxed)), (Ok(()), 0));
+        let long = Proof(AtomicU32::new(100), outage);
+        assert_eq!((verify(&long).await, long.0.load(Ordering::Relaxed)), (Ok(()), 96));
+        let wrong = ProviderError::InvalidRequest { detail: "image".to_owned() };
+        assert_eq!(verify(&Proof(AtomicU32::new(1), wrong.clone())).await, Err(wrong));
+    }
 }

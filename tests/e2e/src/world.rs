@@ -217,6 +217,20 @@ impl World {
         lock(&self.node).as_ref().map(Process::pid)
     }
 
+    /// The controller's process, if it runs.
+    pub fn controller_pid(&self) -> Option<u32> {
+        lock(&self.controller).as_ref().map(Process::pid)
+    }
+
+    /// What `peerpods-controller` prints; an error is what it says.
+    pub fn controller_says(&self, args: &[&str]) -> Result<String> {
+        let out = std::process::Command::new(binaries_folder()?.join("peerpods-controller")).args(args).output()?;
+        if !out.status.success() {
+            bail!("{}", String::from_utf8_lossy(&out.stderr));
+        }
+        Ok(String::from_utf8(out.stdout)?)
+    }
+
     /// Fails with a log's end when a service has died.
     pub fn check_alive(&mut self) -> Result<()> {
         self.registry.check_alive()?;

@@ -6,7 +6,8 @@ use std::net::SocketAddr;
 use std::time::Duration;
 
 use anyhow::ensure;
-use peerpods_e2e::{Cloud, ContainerRequest, Image, KataShim, Level, World, WorldOptions, eventually};
+use serde_json::{Value, json};
+use peerpods_e2e::{Cloud, SECRET, ContainerRequest, Image, KataShim, Level, World, WorldOptions, eventually};
 
 const A: &str = "aaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaa";
 const LIMIT: Duration = Duration::from_secs(30);
@@ -49,7 +50,7 @@ async fn a_pod_runs_in_an_instance_that_renews_its_lease_and_is_terminated() {
     assert!(answer.ends_with("hello\n"), "{answer}");
 
     let list = world.peerpodctl(&["vm", "list", "--json"]).unwrap();
-    let list: serde_json::Value = serde_json::from_str(&list).unwrap();
+    let list: Value = serde_json::from_str(&list).unwrap();
     let id = list[0]["instance_id"].as_str().unwrap();
     assert!(id.starts_with("i-"), "{list}");
     eventually("the machine renews its lease", LIMIT, || {
@@ -74,4 +75,80 @@ async fn a_pod_runs_in_an_instance_that_renews_its_lease_and_is_terminated() {
     shim.stop_vm().await.unwrap();
     wait_until_nothing_exists(&world);
     assert!(world.machines().is_empty());
+}
+
+/// All files below a folder, with their contents.
+fn files(folder: &std::path::Path) -> Vec<(std::path::PathBuf, Vec<u8>)> {
+    let mut files = Vec::new();
+    for entry in std::fs::read_dir(folder).into_iter().flatten().flatten() {
+        let (path, kind) = (entry.path(), entry.file_type().unwrap());
+        if kind.is_dir() {
+            files.extend(self::files(&path));
+        } else if kind.is_file() && entry.metadata().unwrap().len() < 64 << 20 {
+            files.push((path.clone(), std::fs::read(&path).unwrap_or_default()));
+        }
+    }
+    files
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_providers_secret_is_in_its_configuration_alone() {
+    let mut world = world(&[]);
+    let (shim, _) = sandbox(&mut world, "web", 2).await;
+    let mock = world.mock().unwrap();
+    // What goes wrong is written down too.
+    for kind in [json!({ "refuse": { "code": "UnauthorizedOperation", "status": 403 } }), json!("fail-after"), json!("close-after")] {
+        let fault = json!({ "action": "*", "kind": kind, "times": 2 });
+        mock.post(world.netns(), "/faults", &fault).unwrap();
+    }
+    eventually("the faults have come true", LIMIT, || {
+        let summary = mock.get(world.netns(), "/summary")?;
+        let _ = world.peerpodctl(&["vm", "list"]);
+        ensure!(summary["faults_injected"].as_u64() >= Some(1), "{summary}");
+        Ok(())
+    })
+    .unwrap();
+    let config = world.folder().join("controller.toml");
+    let shown = world.controller_says(&["config", "show", "--config", config.to_str().unwrap()]).unwrap();
+    assert!(shown.contains("secret_access_key = \"<hidden>\""), "{shown}");
+    let mut said = vec![("config show".into(), shown.into_bytes())];
+    for path in ["/calls", "/instances", "/summary"] {
+        said.push((path.into(), mock.get(world.netns(), path).unwrap().to_string().into_bytes()));
+    }
+    for args in [&["vm", "list", "--json"][..], &["claim", "list", "--json"], &["claim", "explain", "default/web"]] {
+        said.push((args.join(" ").into(), world.peerpodctl(args).unwrap().into_bytes()));
+    }
+    let pid = world.controller_pid().unwrap();
+    for name in ["cmdline", "environ"] {
+        said.push((name.into(), std::fs::read(format!("/proc/{pid}/{name}")).unwrap()));
+    }
+    said.extend(files(world.folder()).into_iter().filter(|(path, _)| *path != config));
+    assert!(said.iter().any(|(path, _)| path.ends_with("controller.log")) && said.len() > 10);
+    for (name, bytes) in &said {
+        assert!(!bytes.windows(SECRET.len()).any(|part| part == SECRET.as_bytes()), "the secret stands in {}", name.display());
+    }
+    // Nor can it come to stand in a core file.
+    let limits = std::fs::read_to_string(format!("/proc/{pid}/limits")).unwrap();
+    let core = limits.lines().find(|line| line.starts_with("Max core file size")).unwrap();
+    assert_eq!(core.split_whitespace().skip(4).take(2).collect::<Vec<_>>(), ["0", "0"], "{core}");
+    shim.stop_vm().await.unwrap();
+    wait_until_nothing_exists(&world);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_guest_that_ends_takes_its_instance_with_it_and_the_pod_is_told_why() {
+    let mut world = world(&[]);
+    let (shim, _) = sandbox(&mut world, "web", 3).await;
+    let machine = world.machines().remove(0);
+    let record: Value = serde_json::from_slice(&std::fs::read(machine.join("machine.json")).unwrap()).unwrap();
+    let pid = i32::try_from(record["process"]["pid"].as_i64().unwrap()).unwrap();
+    nix::sys::signal::kill(nix::unistd::Pid::from_raw(pid), nix::sys::signal::Signal::SIGKILL).unwrap();
+    eventually("EC2 has ended the instance", LIMIT, || {
+        let left = world.mock().unwrap().existing(world.netns())?;
+        ensure!(left == (0, 0), "{left:?}");
+        Ok(())
+    })
+    .unwrap();
+    shim.stop_vm().await.unwrap();
+    wait_until_nothing_exists(&world);
 }

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use tokio::time::Instant;
 
-use crate::catalog::{Subnet, Type, find_subnet};
+use crate::catalog::{IMAGE, SUBNETS, Subnet, TYPES, Type, find_subnet};
 
 /// How long a terminated instance is still shown ("Terminate your instance" of the EC2 user guide: "for a short while", about an hour).
 const SHOWN_AFTER_ITS_END: Duration = Duration::from_secs(3600);
@@ -47,6 +47,29 @@ pub struct Launch {
     pub tags: [BTreeMap<String, String>; 3],
     /// Other parameters that are told back as they came.
     pub echo: BTreeMap<String, String>,
+}
+
+impl Launch {
+    /// A small one that says nothing but its tags.
+    pub fn of_somebody(count: u32, tags: BTreeMap<String, String>) -> Self {
+        Self {
+            token: None,
+            fingerprint: String::new(),
+            instance_type: TYPES[0],
+            subnet: SUBNETS[0],
+            image: IMAGE.to_owned(),
+            min: count,
+            max: count,
+            user_data: Vec::new(),
+            snp: false,
+            sessions_required: false,
+            hop_limit: 2,
+            public_address: false,
+            parts_go_too: true,
+            tags: [tags.clone(), tags.clone(), tags],
+            echo: BTreeMap::new(),
+        }
+    }
 }
 
 /// Why a launch is refused.

@@ -9,6 +9,7 @@
 //! | `DELETE /faults` | no more of them |
 //! | `POST /capacity` | `{"type", "zone", "left"}`, `left` null is without end |
 //! | `POST /vcpu-quota` | `{"left"}` |
+//! | `POST /launches` | `{"count", "tags"}`: somebody else launches instances in the same account |
 //! | `POST /tags` | `{"instance", "key", "value"}`: somebody puts a tag on an instance |
 
 use std::collections::BTreeMap;
@@ -20,7 +21,7 @@ use axum::{Json, Router};
 use serde::{Deserialize, Serialize};
 use tokio::net::TcpListener;
 
-use crate::account::State as Life;
+use crate::account::{Launch, State as Life};
 use crate::faults::Fault;
 use crate::{Call, Cloud};
 
@@ -102,6 +103,7 @@ pub(crate) async fn serve(listener: TcpListener, cloud: Cloud) -> std::io::Resul
         .route("/faults", post(add_fault).delete(clear_faults))
         .route("/capacity", post(set_capacity))
         .route("/vcpu-quota", post(set_quota))
+        .route("/launches", post(launch))
         .route("/tags", post(set_tag))
         .with_state(cloud);
     axum::serve(listener, router).await
@@ -136,6 +138,18 @@ struct Quota {
 
 async fn set_quota(State(cloud): State<Cloud>, Json(quota): Json<Quota>) {
     cloud.account(|account, _| account.set_vcpu_quota(quota.left));
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct ForeignLaunch {
+    count: u32,
+    tags: BTreeMap<String, String>,
+}
+
+async fn launch(State(cloud): State<Cloud>, Json(wanted): Json<ForeignLaunch>) -> StatusCode {
+    let launch = Launch::of_somebody(wanted.count, wanted.tags);
+    if cloud.launch(launch).await.is_ok() { StatusCode::CREATED } else { StatusCode::CONFLICT }
 }
 
 #[derive(Deserialize)]

@@ -4,8 +4,12 @@
 //! and network namespace; a ready pod must stay, and its container's output must be complete.
 //! The same seed gives the same kills and the same waits between them.
 //!
+//! Then the same with the AWS provider on a mock cloud whose calls fail by chance: there the controller is also killed while a call that
+//! has taken effect waits for its answer.
+//!
 //! Then pods of containerd that do nothing but log, and execs that do nothing but echo, see the daemon killed under them.
 
+mod account;
 mod steady;
 
 use std::collections::BTreeMap;
@@ -14,7 +18,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use anyhow::{Context as _, Result, bail, ensure};
-use peerpods_e2e::{ContainerRequest, Image, Leftovers, Level, World, WorldOptions, eventually_async};
+use peerpods_e2e::{Cloud, ContainerRequest, Image, Leftovers, Level, World, WorldOptions, eventually_async};
 
 const LINES: usize = 150;
 
@@ -34,9 +38,12 @@ struct Shared {
     image: String,
     moments: Mutex<Vec<Moment>>,
     is_over: AtomicBool,
+    /// Counts sandboxes asked for.
     next_seed: AtomicU64,
     finished: AtomicU64,
     retried: AtomicU64,
+    /// Kills that fell between a call's effect and its answer.
+    aimed: AtomicU64,
 }
 
 struct Options {
@@ -47,10 +54,12 @@ struct Options {
 
 fn main() -> Result<()> {
     let options = options()?;
-    println!("soak: seed {}, {} kills, {} pods at once, level sandbox", options.seed, options.kills, options.pods);
+    let seed = options.seed;
+    println!("soak: seed {seed}, {} kills on this host and on the mock cloud each, {} pods at once", options.kills, options.pods);
     let before = Leftovers::now()?;
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build()?;
-    runtime.block_on(soak(&options))?;
+    runtime.block_on(soak(&options, Cloud::Local)).context("local provider")?;
+    runtime.block_on(soak(&options, Cloud::MockAws)).context("AWS provider on the mock cloud")?;
     runtime.block_on(steady::soak(options.seed, 2 * options.kills, options.pods))?;
     drop(runtime);
     let left = Leftovers::now()?.since(&before);
@@ -74,8 +83,11 @@ fn options() -> Result<Options> {
     Ok(options)
 }
 
-async fn soak(options: &Options) -> Result<()> {
-    let world = World::start(&WorldOptions::new(Level::Sandbox))?;
+async fn soak(options: &Options, cloud: Cloud) -> Result<()> {
+    println!("{cloud:?}");
+    let mock_extra = account::mock_options(options.seed);
+    let world = World::start(&WorldOptions { cloud, mock_extra, ..WorldOptions::new(Level::Sandbox) })?;
+    account::move_in(&world)?;
     let image = format!("{}/soak:1", world.registry_host());
     world.registry().push(world.netns(), "soak", "1", &Image::busybox(&[])?)?;
     let shared = Arc::new(Shared {
@@ -86,6 +98,7 @@ async fn soak(options: &Options) -> Result<()> {
         next_seed: AtomicU64::new(1),
         finished: AtomicU64::new(0),
         retried: AtomicU64::new(0),
+        aimed: AtomicU64::new(0),
     });
     let mut pods = tokio::task::JoinSet::new();
     for index in 0..options.pods {
@@ -101,13 +114,17 @@ async fn soak(options: &Options) -> Result<()> {
         ended??;
     }
     let (finished, retried) = (shared.finished.load(Ordering::Relaxed), shared.retried.load(Ordering::Relaxed));
-    println!("kills: attempted {}, injected {}", options.kills, options.kills);
+    let aimed = shared.aimed.load(Ordering::Relaxed);
+    println!("kills: attempted {0}, injected {0}, {aimed} of them between a call's effect and its answer", options.kills);
     println!("pods: {finished} complete, 0 Ready pods lost, {retried} tries repeated before Ready");
     for (moment, count) in reached {
         println!("  {count:5} x a pod was in {moment:?} when a kill fell");
     }
-    let world = shared.world.lock().unwrap_or_else(PoisonError::into_inner);
-    world.wait_for_no_machines(Duration::from_secs(60))?;
+    let world = shared.lock();
+    match cloud {
+        Cloud::Local => world.wait_for_no_machines(Duration::from_secs(60))?,
+        Cloud::MockAws => account::check(&world, shared.next_seed.load(Ordering::Relaxed))?,
+    }
     println!("machines leaked: 0");
     Ok(())
 }
@@ -118,10 +135,16 @@ async fn kill_all(shared: &Arc<Shared>, options: &Options) -> Result<BTreeMap<Mo
     let mut reached: BTreeMap<Moment, u64> = BTreeMap::new();
     for number in 1..=options.kills {
         tokio::time::sleep(Duration::from_millis(random.u64(50..1200))).await;
-        let (kills_node, kills_controller) = [(true, false), (false, true), (true, true)][random.usize(..3)];
+        let (kills_node, mut kills_controller) = [(true, false), (false, true), (true, true)][random.usize(..3)];
+        let aim = account::Aim::choose(&mut random);
         let pause = Duration::from_millis(random.u64(0..400));
         let shared = Arc::clone(shared);
         let moments = tokio::task::spawn_blocking(move || -> Result<Vec<Moment>> {
+            let is_aimed = aim.wait(&shared)?;
+            kills_controller |= is_aimed;
+            if is_aimed {
+                shared.aimed.fetch_add(1, Ordering::Relaxed);
+            }
             let mut world = shared.lock();
             world.check_alive().context("a daemon died by itself")?;
             let moments = shared.moments.lock().unwrap_or_else(PoisonError::into_inner).clone();
