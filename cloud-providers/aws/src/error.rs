@@ -45,18 +45,39 @@ where
 fn of_code(action: &str, code: &str, message: &str, status: u16, retry_after: Option<Duration>) -> ProviderError {
     let detail = tidy(&format!("{action}: {code}: {message}"));
     match code {
-        "RequestLimitExceeded" | "Throttling" | "ThrottlingException" | "RequestThrottled" | "EC2ThrottledException"
-        | "SlowDown" | "BandwidthLimitExceeded" => ProviderError::Throttled { retry_after },
+        "RequestLimitExceeded"
+        | "Throttling"
+        | "ThrottlingException"
+        | "RequestThrottled"
+        | "EC2ThrottledException"
+        | "SlowDown"
+        | "BandwidthLimitExceeded" => ProviderError::Throttled { retry_after },
         "IdempotentParameterMismatch" => ProviderError::AlreadyExists { detail },
         // "Unsupported": the type is not offered in this zone, which another zone or type mends.
-        "InsufficientInstanceCapacity" | "InsufficientHostCapacity" | "InsufficientCapacity" | "InsufficientReservedInstanceCapacity"
-        | "InsufficientFreeAddressesInSubnet" | "InsufficientAddressCapacity" | "InsufficientVolumeCapacity"
-        | "ReservationCapacityExceeded" | "Unsupported" => ProviderError::InsufficientCapacity { detail },
-        "AuthFailure" | "UnauthorizedOperation" | "AccessDenied" | "AccessDeniedException" | "Blocked" | "OptInRequired"
-        | "PendingVerification" | "InvalidClientTokenId" | "MissingAuthenticationToken" | "SignatureDoesNotMatch" | "ExpiredToken"
-        | "RequestExpired" | "UnrecognizedClientException" | "IncompleteSignature" | "InvalidSecurity" => {
-            ProviderError::PermissionDenied { detail }
-        }
+        "InsufficientInstanceCapacity"
+        | "InsufficientHostCapacity"
+        | "InsufficientCapacity"
+        | "InsufficientReservedInstanceCapacity"
+        | "InsufficientFreeAddressesInSubnet"
+        | "InsufficientAddressCapacity"
+        | "InsufficientVolumeCapacity"
+        | "ReservationCapacityExceeded"
+        | "Unsupported" => ProviderError::InsufficientCapacity { detail },
+        "AuthFailure"
+        | "UnauthorizedOperation"
+        | "AccessDenied"
+        | "AccessDeniedException"
+        | "Blocked"
+        | "OptInRequired"
+        | "PendingVerification"
+        | "InvalidClientTokenId"
+        | "MissingAuthenticationToken"
+        | "SignatureDoesNotMatch"
+        | "ExpiredToken"
+        | "RequestExpired"
+        | "UnrecognizedClientException"
+        | "IncompleteSignature"
+        | "InvalidSecurity" => ProviderError::PermissionDenied { detail },
         "InternalError" | "InternalFailure" | "InternalServerError" | "ServiceUnavailable" | "Unavailable" => {
             ProviderError::Unavailable { detail }
         }

@@ -40,9 +40,7 @@ struct Inner {
 impl AwsProvider {
     /// Checks the settings; connects to nothing.
     pub fn new(settings: AwsSettings) -> Result<Self, ProviderError> {
-        settings
-            .check()
-            .map_err(|(key, problem)| ProviderError::InvalidRequest { detail: format!("provider.aws.{key} {problem}") })?;
+        settings.check().map_err(|(key, problem)| ProviderError::InvalidRequest { detail: format!("provider.aws.{key} {problem}") })?;
         Ok(Self { inner: Arc::new(Inner { settings, client: OnceCell::new(), facts: Facts::default() }) })
     }
 

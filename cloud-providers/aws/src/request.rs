@@ -223,9 +223,8 @@ mod tests {
 
     #[test]
     fn what_cannot_be_launched_is_refused_by_its_field() {
-        let offered = |tees: &[Tee]| {
-            vec![InstanceType { name: "m6a.large".to_owned(), vcpus: 2, memory: Mib(8192), gpus: 0, tees: tees.to_vec() }]
-        };
+        let offered =
+            |tees: &[Tee]| vec![InstanceType { name: "m6a.large".to_owned(), vcpus: 2, memory: Mib(8192), gpus: 0, tees: tees.to_vec() }];
         let said = |request: &LaunchRequest| match check(request, &offered(&[Tee::Sample])) {
             Err(ProviderError::InvalidRequest { detail }) => detail,
             other => panic!("{other:?}"),

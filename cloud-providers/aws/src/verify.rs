@@ -120,7 +120,8 @@ async fn types(client: &Client, settings: &AwsSettings, facts: &Facts, subnets: 
             let page = page.map_err(|error| provider_error("DescribeInstanceTypeOfferings", &error))?;
             here.extend(page.instance_type_offerings().iter().filter_map(|one| Some(one.instance_type()?.as_str().to_owned())));
         }
-        let missing: Vec<&str> = settings.instance_types.iter().map(String::as_str).filter(|name| !here.iter().any(|h| h == name)).collect();
+        let missing: Vec<&str> =
+            settings.instance_types.iter().map(String::as_str).filter(|name| !here.iter().any(|h| h == name)).collect();
         if missing.len() == settings.instance_types.len() {
             problems.push(format!("provider.aws.instance_types: none is offered in {}, the zone of {}", subnet.zone, subnet.id));
         } else if !missing.is_empty() {
@@ -151,7 +152,9 @@ async fn dry_run(client: &Client, settings: &AwsSettings, facts: &Facts, subnets
         Err(error) if error.code() == Some("DryRunOperation") => Ok(Vec::new()),
         Err(error) => match provider_error("RunInstances (dry run)", &error) {
             ProviderError::PermissionDenied { detail } => Err(ProviderError::PermissionDenied {
-                detail: format!("{detail}; the controller needs ec2:RunInstances, ec2:CreateTags and, for an instance profile, iam:PassRole"),
+                detail: format!(
+                    "{detail}; the controller needs ec2:RunInstances, ec2:CreateTags and, for an instance profile, iam:PassRole"
+                ),
             }),
             other => Err(other),
         },

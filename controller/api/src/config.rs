@@ -18,8 +18,15 @@ pub use controller::{ControllerConfig, ProviderConfig, ProviderKind};
 pub use peerpods_cloud_api::settings::Secret;
 
 /// Environment variables with our prefix that are not configuration: tools and tests read them, and daemons inherit them.
-const RESERVED_VARIABLES: [&str; 5] =
-    ["PEERPODS_BINARIES", "PEERPODS_CONTAINERD", "PEERPODS_DEBIAN_ARCHIVE", "PEERPODS_IMAGE", "PEERPODS_VECTORS"];
+const RESERVED_VARIABLES: [&str; 7] = [
+    "PEERPODS_AWS_ACCOUNT",
+    "PEERPODS_BINARIES",
+    "PEERPODS_CONTAINERD",
+    "PEERPODS_DEBIAN_ARCHIVE",
+    "PEERPODS_IMAGE",
+    "PEERPODS_MOTO",
+    "PEERPODS_VECTORS",
+];
 
 /// A file larger than this is not a configuration.
 const MAX_FILE_BYTES: u64 = 1 << 20;

@@ -106,14 +106,21 @@ impl World {
         let registry = Registry::start(&netns, folder.path())?;
         let mock = match options.cloud {
             Cloud::Local => None,
-            Cloud::MockAws => {
-                Some(MockCloud::start(&netns, folder.path(), options.level, &machine_image(options)?, &options.mock_extra)?)
-            }
+            Cloud::MockAws => Some(MockCloud::start(&netns, folder.path(), options.level, &machine_image(options)?, &options.mock_extra)?),
         };
         std::fs::write(folder.path().join("controller.toml"), controller_config(folder.path(), options, mock.as_ref())?)?;
         std::fs::write(folder.path().join("node.toml"), node_config(folder.path(), options))?;
-        let world =
-            Self { node: Mutex::default(), controller: Mutex::default(), mock, registry, pods: Vec::new(), mounts, netns, folder, next_pod: 2 };
+        let world = Self {
+            node: Mutex::default(),
+            controller: Mutex::default(),
+            mock,
+            registry,
+            pods: Vec::new(),
+            mounts,
+            netns,
+            folder,
+            next_pod: 2,
+        };
         world.start_controller()?;
         world.start_node()?;
         Ok(world)

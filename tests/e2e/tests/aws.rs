@@ -6,8 +6,8 @@ use std::net::SocketAddr;
 use std::time::Duration;
 
 use anyhow::ensure;
+use peerpods_e2e::{Cloud, ContainerRequest, Image, KataShim, Level, SECRET, World, WorldOptions, eventually};
 use serde_json::{Value, json};
-use peerpods_e2e::{Cloud, SECRET, ContainerRequest, Image, KataShim, Level, World, WorldOptions, eventually};
 
 const A: &str = "aaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaa";
 const LIMIT: Duration = Duration::from_secs(30);

@@ -216,13 +216,7 @@ impl Account {
     }
 
     /// Makes instances with these addresses; `None` takes the subnet's own. `running_at` is when they will run, if that is known.
-    pub fn create(
-        &mut self,
-        launch: Launch,
-        addresses: &[Option<Ipv4Addr>],
-        now: Instant,
-        running_at: Option<Instant>,
-    ) -> Vec<String> {
+    pub fn create(&mut self, launch: Launch, addresses: &[Option<Ipv4Addr>], now: Instant, running_at: Option<Instant>) -> Vec<String> {
         let launch = std::sync::Arc::new(launch);
         self.next += 1;
         let reservation = format!("r-{:017x}", self.next);

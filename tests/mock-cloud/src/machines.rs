@@ -78,10 +78,7 @@ impl Machines {
         self.blocking(move |host| host.console_tail(&id)).await.unwrap_or_default()
     }
 
-    async fn blocking<T: Send + 'static>(
-        &self,
-        work: impl FnOnce(&Host) -> Result<T, MachineError> + Send + 'static,
-    ) -> Result<T, String> {
+    async fn blocking<T: Send + 'static>(&self, work: impl FnOnce(&Host) -> Result<T, MachineError> + Send + 'static) -> Result<T, String> {
         let host = Arc::clone(&self.host);
         let done = tokio::task::spawn_blocking(move || work(&host)).await.map_err(|error| error.to_string())?;
         done.map_err(|error| say(&error))

@@ -52,6 +52,11 @@ pub(crate) fn containerd_folder() -> Result<PathBuf, String> {
     Ok(target_folder()?.join("containerd"))
 }
 
+/// Where moto is.
+pub(crate) fn moto_folder() -> Result<PathBuf, String> {
+    Ok(target_folder()?.join("moto"))
+}
+
 /// Builds packages (all binaries of each) in a profile.
 pub(crate) fn build(profile: &str, packages: &[&str], features: &[&str]) -> Result<(), String> {
     run(cargo_build(profile, packages).args(if features.is_empty() { None } else { Some(format!("--features={}", features.join(","))) }))

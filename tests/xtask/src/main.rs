@@ -9,6 +9,7 @@ mod binaries;
 mod check;
 mod containerd;
 mod demo;
+mod moto;
 mod packages;
 mod soak;
 mod stage;

@@ -4,7 +4,7 @@ use std::io::{BufRead, BufReader};
 use std::process::{Command, Stdio};
 
 use crate::stage::Stages;
-use crate::{binaries, check, containerd, packages};
+use crate::{binaries, check, containerd, moto, packages};
 
 const HELP: &str = "\
 Install what the tests need, build everything and run every test.
@@ -35,11 +35,20 @@ fn all(stages: &mut Stages, is_quick: bool, filter: Option<&str>, count: &mut Co
         check::all(stages)?;
     }
     let containerd = containerd::ensure(stages)?;
+    let moto = moto::ensure(stages)?;
     let image = binaries::image_folder()?;
     binaries::image(stages, &image, false)?;
     stages.run("build the node's and the controller's binaries", || {
-        let packages =
-            ["peerpods-controller", "peerpodctl", "peerpods-node", "peerpods-link", "peerpods-shim", "peerpods-guest", "peerpods-e2e", "peerpods-mock-cloud"];
+        let packages = [
+            "peerpods-controller",
+            "peerpodctl",
+            "peerpods-node",
+            "peerpods-link",
+            "peerpods-shim",
+            "peerpods-guest",
+            "peerpods-e2e",
+            "peerpods-mock-cloud",
+        ];
         binaries::build("dev", &packages, &["peerpods-controller/local-sandbox", "peerpods-mock-cloud/sandbox"])
     })?;
     stages.run("build the tests", || {
@@ -55,7 +64,7 @@ fn all(stages: &mut Stages, is_quick: bool, filter: Option<&str>, count: &mut Co
             let mut cargo = binaries::cargo();
             cargo.args(["test", "--locked", "--no-fail-fast", "--tests"]).args(selection);
             cargo.env("PEERPODS_IMAGE", &image).env("PEERPODS_BINARIES", binaries::folder("dev")?).env(containerd::VARIABLE, &containerd);
-            cargo.args(filter);
+            cargo.env(moto::VARIABLE, &moto).args(filter);
             counted(&mut cargo, count)
         });
         outcome = outcome.and(result);

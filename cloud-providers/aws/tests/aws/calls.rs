@@ -67,9 +67,11 @@ async fn a_tag_put_on_a_foreign_instance_makes_it_nobodys() {
     let (ours, theirs) = (OwnerTag::new("cluster-a").unwrap(), OwnerTag::new("cluster-b").unwrap());
     let foreign = provider.launch(&LaunchRequest { owner: theirs.clone(), ..request("foreign") }).await.unwrap().instances.remove(0);
     // Somebody who may tag, but not launch with our token, claims it for us.
-    let tag = |key: &str, value: &str| world.cloud.account(|account, _| {
-        account.update(foreign.id.as_str(), |one| drop(one.tags.insert(key.to_owned(), value.to_owned())));
-    });
+    let tag = |key: &str, value: &str| {
+        world.cloud.account(|account, _| {
+            account.update(foreign.id.as_str(), |one| drop(one.tags.insert(key.to_owned(), value.to_owned())));
+        })
+    };
     tag("peerpods:owner", "cluster-a");
     tag("peerpods:token", "stolen");
     assert_eq!(provider.list(&ours).await.unwrap(), [], "its ClientToken is not that token");

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use peerpods_cloud_api::{CloudProvider as _, Limits, LaunchRequest, OwnerTag, ProviderError, Tee};
+use peerpods_cloud_api::{CloudProvider as _, LaunchRequest, Limits, OwnerTag, ProviderError, Tee};
 use peerpods_mock_cloud::Options;
 use peerpods_mock_cloud::faults::{Fault, Kind};
 

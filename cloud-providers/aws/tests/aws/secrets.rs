@@ -47,7 +47,9 @@ async fn nothing_secret_is_said_or_written() {
     let world = World::start(Options::default()).await;
     let provider = world.provider_with(|_| {});
     let mut said = vec![format!("{provider:?}"), format!("{:?}", world.settings()), toml::to_string(&world.settings()).unwrap()];
-    let mut hear = |error: Result<(), ProviderError>| said.push(format!("{:?} {}", error, error.clone().err().map(|e| e.to_string()).unwrap_or_default()));
+    let mut hear = |error: Result<(), ProviderError>| {
+        said.push(format!("{:?} {}", error, error.clone().err().map(|e| e.to_string()).unwrap_or_default()))
+    };
     provider.launch(&request("a")).await.unwrap();
     hear(provider.launch(&LaunchRequest { user_data: USER_DATA.repeat(60).into_bytes(), ..request("b") }).await.map(drop));
     hear(provider.launch(&LaunchRequest { user_data: b"other".to_vec(), ..request("a") }).await.map(drop));

@@ -9,8 +9,8 @@ use peerpods_cloud_api::settings::local::Level;
 
 use super::delete::END_LIMIT;
 use super::files::{create_folder, none_if_missing};
-use super::host::Handover;
 use super::helper::Start;
+use super::host::Handover;
 use super::qemu::{self, Image, Plan};
 use super::spawn::Waiting;
 use super::{Host, MachineError, Phase, Record, accelerator, network, qmp};
@@ -58,9 +58,7 @@ impl Host {
         create_folder(&folder.join("boot"))?;
         let network = network::boot_file(&self.settings, record);
         let names = self.boot_files();
-        for (name, content) in
-            names.iter().zip([record.request.user_data.as_slice(), record.id.as_str().as_bytes(), &network])
-        {
+        for (name, content) in names.iter().zip([record.request.user_data.as_slice(), record.id.as_str().as_bytes(), &network]) {
             let path = folder.join("boot").join(name);
             fs::write(&path, content).map_err(MachineError::file("write", &path))?;
         }

@@ -86,9 +86,7 @@ impl ProviderConfig {
             )),
             (ProviderKind::Local, Some(_), _) => Ok(()),
             (ProviderKind::Aws, _, None) => Err(("provider.aws", "is required for provider.kind = \"aws\"".to_owned())),
-            (ProviderKind::Aws, _, Some(aws)) => {
-                aws.check().map_err(|(key, problem)| ("provider.aws", format!("{key}: {problem}")))
-            }
+            (ProviderKind::Aws, _, Some(aws)) => aws.check().map_err(|(key, problem)| ("provider.aws", format!("{key}: {problem}"))),
         }
     }
 }

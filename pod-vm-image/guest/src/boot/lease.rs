@@ -90,7 +90,8 @@ async fn next_lease(client: &mut DhcpV4Client) -> Result<Box<DhcpV4Lease>, mozim
 
 fn link_config(lease: &DhcpV4Lease) -> Result<LinkConfig, BootError> {
     let unusable = |detail: String| BootError::Lease { detail };
-    let is_usable = |address: Ipv4Addr| !(address.is_unspecified() || address.is_multicast() || address.is_broadcast() || address.is_loopback());
+    let is_usable =
+        |address: Ipv4Addr| !(address.is_unspecified() || address.is_multicast() || address.is_broadcast() || address.is_loopback());
     if !is_usable(lease.yiaddr) {
         return Err(unusable(format!("{} is no machine's address", lease.yiaddr)));
     }

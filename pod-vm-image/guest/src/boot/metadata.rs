@@ -58,7 +58,8 @@ async fn ask_at(address: SocketAddr, deadline: Duration) -> Result<Told, BootErr
 
 async fn all(address: SocketAddr) -> Result<Told, (Item, String)> {
     let question = |path| Request::builder().method(Method::GET).uri(path);
-    let begin = Request::builder().method(Method::PUT).uri("/latest/api/token").header("x-aws-ec2-metadata-token-ttl-seconds", SESSION_SECS);
+    let begin =
+        Request::builder().method(Method::PUT).uri("/latest/api/token").header("x-aws-ec2-metadata-token-ttl-seconds", SESSION_SECS);
     let session = one(address, begin, LONGEST_SESSION).await.map_err(|detail| (Item::InstanceId, detail))?;
     let ask = async |path, limit| one(address, question(path).header("x-aws-ec2-metadata-token", &session[..]), limit).await;
     let instance_id = ask("/latest/meta-data/instance-id", LONGEST_ID).await.map_err(|detail| (Item::InstanceId, detail))?;

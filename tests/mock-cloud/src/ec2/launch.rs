@@ -206,7 +206,8 @@ fn check(launch: &Launch) -> Result<(), Ec2Error> {
         return Err(Ec2Error::not_found("AMIID", &launch.image));
     }
     if one.architecture != "x86_64" {
-        let said = format!("The architecture '{}' of the instance type does not match the architecture 'x86_64' of the AMI.", one.architecture);
+        let said =
+            format!("The architecture '{}' of the instance type does not match the architecture 'x86_64' of the AMI.", one.architecture);
         return Err(Ec2Error::new("InvalidParameterValue", 400, said));
     }
     if launch.snp && !one.has_snp {

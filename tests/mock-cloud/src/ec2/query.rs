@@ -75,9 +75,10 @@ impl Query {
             None => usize::MAX,
         };
         let from = match self.text("NextToken") {
-            Some(token) => token.strip_prefix("from-").and_then(|from| from.parse().ok()).ok_or_else(|| {
-                Ec2Error::new("InvalidNextToken", 400, "The token is not one that a previous answer held.")
-            })?,
+            Some(token) => token
+                .strip_prefix("from-")
+                .and_then(|from| from.parse().ok())
+                .ok_or_else(|| Ec2Error::new("InvalidNextToken", 400, "The token is not one that a previous answer held."))?,
             None => 0,
         };
         Ok(Page { from, size })
