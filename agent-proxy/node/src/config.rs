@@ -6,10 +6,11 @@ use std::time::Duration;
 
 use peerpods_controller_api::NodeName;
 use peerpods_controller_api::config::{Configuration, LogFormat};
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 /// Configuration of `peerpods-node`.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct Config {
     /// The node's name, as certificates and claims carry it.
@@ -46,7 +47,7 @@ pub struct Config {
 }
 
 /// Table `[snapshotter]`.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct SnapshotterConfig {
     /// The unix socket that containerd calls, as `proxy_plugins.peerpods.address` of its configuration says.

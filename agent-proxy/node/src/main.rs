@@ -55,12 +55,17 @@ enum Command {
     Config(ConfigCommand),
 }
 
+const REFERENCE: &str = "# node.toml\n\nWritten by `peerpods-node config reference`. Any key may also be set by the environment \
+    (`PEERPODS_START_TIMEOUT_SECS`) or with `--set`.\n";
+
 #[derive(Subcommand)]
 enum ConfigCommand {
     /// Say what is wrong with the configuration, or nothing
     Check(ConfigArgs),
     /// Print the configuration as it is used, after environment and --set
     Show(ConfigArgs),
+    /// Print all keys with what they may be, their defaults and what they are for, as Markdown
+    Reference,
 }
 
 #[derive(Args)]
@@ -115,6 +120,10 @@ fn run(command: Command) -> Result<()> {
         Command::Install { config, install: args } => install(&args, &config.load()?, &mut std::io::stdout()),
         Command::Uninstall(place) => uninstall(&place, &mut std::io::stdout()),
         Command::Config(ConfigCommand::Check(args)) => args.load().map(drop),
+        Command::Config(ConfigCommand::Reference) => {
+            print!("{REFERENCE}{}", config::reference::<Config>());
+            Ok(())
+        }
         Command::Config(ConfigCommand::Show(args)) => {
             print!("{}", config::show(&args.load()?)?);
             Ok(())

@@ -168,3 +168,10 @@ fn configuration_is_checked_and_shown() {
     assert!(!wrong.status.success());
     assert!(String::from_utf8_lossy(&wrong.stderr).contains("colour"), "{}", String::from_utf8_lossy(&wrong.stderr));
 }
+
+#[test]
+fn the_settings_reference_is_what_the_program_says() {
+    let said = Command::new(env!("CARGO_BIN_EXE_peerpods-node")).args(["config", "reference"]).output().expect("ran").stdout;
+    let written = std::fs::read(Path::new(env!("CARGO_MANIFEST_DIR")).join("SETTINGS.md")).unwrap_or_default();
+    assert!(written == said, "SETTINGS.md is old: peerpods-node config reference > agent-proxy/node/SETTINGS.md");
+}

@@ -3,7 +3,7 @@
 use std::net::Ipv4Addr;
 
 use peerpods_cloud_api::Mib;
-use peerpods_cloud_api::settings::local::{Accelerator, Level, LocalSettings};
+use peerpods_cloud_api::settings::local::{Accelerator, Firmware, Level, LocalSettings};
 
 const FULL: &str = include_str!("../../../tests/compat/settings/v1/local.toml");
 const MINIMAL: &str = include_str!("../../../tests/compat/settings/v1/local-minimal.toml");
@@ -19,6 +19,7 @@ fn local_settings_of_v1_mean_what_they_meant() {
         gateway: Ipv4Addr::new(10, 94, 0, 1),
         scratch_mib: Mib(1024),
         accelerator: Accelerator::Kvm,
+        firmware: Firmware::None,
         tsc_khz: Some(2_596_124),
     };
     assert_eq!(toml::from_str::<LocalSettings>(FULL), Ok(full.clone()));
@@ -36,6 +37,7 @@ fn local_settings_of_v1_have_the_same_defaults() {
         gateway: Ipv4Addr::new(10, 93, 0, 1),
         scratch_mib: Mib(8192),
         accelerator: Accelerator::Auto,
+        firmware: Firmware::None,
         tsc_khz: None,
     };
     assert_eq!(toml::from_str(MINIMAL), Ok(minimal));

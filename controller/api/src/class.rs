@@ -2,12 +2,13 @@
 
 use std::collections::BTreeSet;
 
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use crate::{Tee, Zone};
 
 /// What vouches for a pod VM, from strongest to weakest.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Hash, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "kebab-case")]
 pub enum RootOfTrust {
     /// The processor's own measurement covers image and initdata.
@@ -20,7 +21,7 @@ pub enum RootOfTrust {
 }
 
 /// What a pod may use of its node, beyond what every pod may.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "kebab-case")]
 pub enum HostAccess {
     /// Files and folders of the node are copied into the pod VM, read-only; without it hostPath volumes are refused.
@@ -40,38 +41,44 @@ impl HostAccess {
 }
 
 /// A kind of pod VM that pods may ask for by name, table `[class.NAME]`.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(try_from = "ClassFields")]
+#[schemars(!try_from, deny_unknown_fields)]
 pub struct Class {
     /// The TEE that must be on.
     pub tee: Tee,
     /// What must vouch for image and initdata; a claim that this class cannot serve so fails.
+    #[schemars(default)]
     pub root_of_trust: RootOfTrust,
     /// The provider's name of the pod VM image; `None` means the provider's configured one.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub image: Option<String>,
     /// Other images that a pod may ask for by annotation; empty means none.
     #[serde(skip_serializing_if = "Vec::is_empty")]
+    #[schemars(default)]
     pub allowed_images: Vec<String>,
     /// Instance types that may be launched; empty means all that the provider lists.
     #[serde(skip_serializing_if = "Vec::is_empty")]
+    #[schemars(default)]
     pub instance_types: Vec<String>,
     /// Where to launch; `None` leaves it to the provider.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub zone: Option<Zone>,
     /// Where to launch, the first choice first; another one is tried while a zone has no capacity. Excludes `zone`.
     #[serde(skip_serializing_if = "Vec::is_empty")]
+    #[schemars(default)]
     pub zones: Vec<Zone>,
     /// Pod VMs that are kept ready; `None` means that each is launched when a pod wants it.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub pool: Option<Pool>,
     /// What its pods may use of their node; empty means nothing.
     #[serde(skip_serializing_if = "BTreeSet::is_empty")]
+    #[schemars(default)]
     pub host_access: BTreeSet<HostAccess>,
 }
 
 /// How many pod VMs wait for pods.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct Pool {
     /// Always this many, as far as the cloud gives them; 0 keeps only what is left over.

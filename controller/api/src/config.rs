@@ -7,6 +7,7 @@
 
 mod controller;
 mod de;
+mod reference;
 mod tree;
 
 use std::path::{Path, PathBuf};
@@ -16,6 +17,7 @@ use serde::de::DeserializeOwned;
 
 pub use controller::{ControllerConfig, ProviderConfig, ProviderKind};
 pub use peerpods_cloud_api::settings::Secret;
+pub use reference::reference;
 
 /// Environment variables with our prefix that are not configuration: tools and tests read them, and daemons inherit them.
 const RESERVED_VARIABLES: [&str; 7] = [
@@ -32,7 +34,7 @@ const RESERVED_VARIABLES: [&str; 7] = [
 const MAX_FILE_BYTES: u64 = 1 << 20;
 
 /// What may be loaded: a tree of fields, and rules that span several of them.
-pub trait Configuration: DeserializeOwned + Serialize {
+pub trait Configuration: DeserializeOwned + Serialize + schemars::JsonSchema {
     /// Rules that no single field can check. The error is the key and what is wrong with it.
     fn check(&self) -> Result<(), (&'static str, String)> {
         Ok(())
@@ -40,7 +42,7 @@ pub trait Configuration: DeserializeOwned + Serialize {
 }
 
 /// Log lines for people or for machines.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, serde::Deserialize)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, serde::Deserialize, schemars::JsonSchema)]
 #[serde(rename_all = "kebab-case")]
 pub enum LogFormat {
     /// One readable line an event.

@@ -1,5 +1,6 @@
 //! Names and identities, each a type of its own that prints as bare text.
 
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 /// A name or identity that breaks its grammar.
@@ -30,7 +31,7 @@ fn check(what: &'static str, value: &str, max: usize, (alphabet, is_letter): (&'
 macro_rules! id {
     ($(#[$doc:meta])* $type:ident, $what:literal, $max:literal, $grammar:expr) => {
         $(#[$doc])*
-        #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+        #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize, JsonSchema)]
         #[serde(try_from = "String", into = "String")]
         pub struct $type(String);
 

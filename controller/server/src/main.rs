@@ -57,6 +57,9 @@ RUST_LOG filters log lines, for example RUST_LOG=peerpods_engine=debug,info.
   peerpods-controller run --config controller.toml             serve nodes until SIGTERM
   peerpods-controller cleanup --config controller.toml         delete every pod VM that it owns"#;
 
+const REFERENCE: &str = "# controller.toml\n\nWritten by `peerpods-controller config reference`. Any key may also be set by the environment \
+    (`PEERPODS_PROVIDER__LOCAL__LEVEL` is `provider.local.level`) or with `--set`.\n";
+
 #[derive(Subcommand)]
 enum Command {
     /// Serve nodes until SIGTERM or SIGINT; pod VMs run on.
@@ -82,6 +85,8 @@ enum ConfigCommand {
     Check(ConfigArgs),
     /// Print the configuration that results from file, environment and --set, with secrets hidden.
     Show(ConfigArgs),
+    /// Print all keys with what they may be, their defaults and what they are for, as Markdown.
+    Reference,
 }
 
 #[derive(Args)]
@@ -134,6 +139,10 @@ fn run(cli: &Cli) -> anyhow::Result<()> {
         }
         Command::Config(ConfigCommand::Show(args)) => {
             print!("{}", config::show(&args.load()?)?);
+            Ok(())
+        }
+        Command::Config(ConfigCommand::Reference) => {
+            print!("{REFERENCE}{}", config::reference::<ControllerConfig>());
             Ok(())
         }
         Command::Run(args) => {

@@ -78,3 +78,12 @@ fn machine_helper_is_a_role_of_its_own() {
     assert!(!out.status.success());
     assert!(!text(&out.stderr).contains("Usage"), "it is no command for people: {}", text(&out.stderr));
 }
+
+#[test]
+fn the_settings_reference_is_what_the_program_says() {
+    let file = Path::new(env!("CARGO_MANIFEST_DIR")).join("../SETTINGS.md");
+    let said = text(&controller(&["config", "reference"]).stdout);
+    assert!(said.contains("| `instance_types` | list of text |") && said.contains("`[provider.aws.root_volume]`"), "{said}");
+    let written = std::fs::read_to_string(&file).unwrap_or_default();
+    assert!(written == said, "controller/SETTINGS.md is old: peerpods-controller config reference > controller/SETTINGS.md");
+}

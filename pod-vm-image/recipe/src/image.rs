@@ -10,7 +10,7 @@ use crate::cache::Cache;
 use crate::kernel::Kernel;
 use crate::manifest::{FILE_NAME, File, Manifest};
 use crate::pins::{Pin, Pins, Role};
-use crate::{certificates, initrd, modules, package, sha256_hex, uki};
+use crate::{certificates, disk, initrd, modules, package, sha256_hex, uki};
 
 /// The kernel command line. A panic ends the machine at once; the console carries only what somebody must see.
 pub const CMDLINE: &str = "console=ttyS0 quiet panic=-1 reboot=t";
@@ -165,7 +165,9 @@ fn pack(unpacked: &Path, guest: Vec<u8>, inputs: &Pins, unpinned: bool, out: &Pa
     })?;
     ensure!(uki.len() <= LARGEST_UKI, "the image has {}, more than {}", mib(uki.len() as u64), mib(LARGEST_UKI as u64));
     let mut files = BTreeMap::new();
-    for (name, content) in [("vmlinux", &vmlinux), ("initrd", &initrd), ("uki.efi", &uki)] {
+    println!("disk: partition table, EFI system partition");
+    let disk = disk::build(&uki)?;
+    for (name, content) in [("vmlinux", &vmlinux), ("initrd", &initrd), ("uki.efi", &uki), ("disk.raw", &disk)] {
         let size = content.len() as u64;
         println!("  {name:8} {:>10}", mib(size));
         write_whole(&out.join(name), content)?;
@@ -223,7 +225,7 @@ mod tests {
         let first = pack_in(one.path(), b"guest").expect("pack");
         let second = pack_in(&deeper, b"guest").expect("pack");
         assert_eq!(first, second);
-        for name in ["vmlinux", "initrd", "uki.efi", FILE_NAME] {
+        for name in ["vmlinux", "initrd", "uki.efi", "disk.raw", FILE_NAME] {
             let read = |folder: &Path| std::fs::read(folder.join("out").join(name)).expect(name);
             assert_eq!(read(one.path()), read(&deeper), "{name}");
         }
@@ -233,7 +235,7 @@ mod tests {
     fn manifest_tells_the_digests_of_the_files() {
         let folder = tempfile::tempdir().expect("folder");
         let manifest = pack_in(folder.path(), b"guest").expect("pack");
-        assert_eq!(manifest.files.keys().collect::<Vec<_>>(), ["initrd", "uki.efi", "vmlinux"]);
+        assert_eq!(manifest.files.keys().collect::<Vec<_>>(), ["disk.raw", "initrd", "uki.efi", "vmlinux"]);
         for (name, file) in &manifest.files {
             let bytes = std::fs::read(folder.path().join("out").join(name)).expect("file");
             assert_eq!((file.sha256.as_str(), file.size), (sha256_hex(&bytes).as_str(), bytes.len() as u64));

@@ -7,6 +7,7 @@
 //! | `vmlinux` | the kernel as an uncompressed ELF, for hypervisors that boot it directly (PVH) |
 //! | `initrd` | the whole user space: guest binary as `/init`, kernel modules, CA certificates; newc cpio, zstd |
 //! | `uki.efi` | kernel, initrd and command line as one signed-able EFI program, for firmware and clouds |
+//! | `disk.raw` | a disk that firmware boots: `uki.efi` in its EFI system partition, and a scratch partition that grows at boot |
 //! | `manifest.json` | digests, sizes, command line and inputs of the others ([`manifest::Manifest`]) |
 //!
 //! **Inputs** are Debian packages pinned by SHA-256 in `pins.toml`. A pinned package comes from the cache or from the pool of the
@@ -23,6 +24,7 @@ pub mod archive;
 pub mod cache;
 pub mod certificates;
 pub mod cpio;
+pub mod disk;
 pub mod elf;
 #[cfg(test)]
 mod fixture;

@@ -24,7 +24,7 @@ enum Command {
         /// The static guest binary.
         #[arg(long)]
         guest: PathBuf,
-        /// Folder for vmlinux, initrd, uki.efi and manifest.json.
+        /// Folder for vmlinux, initrd, uki.efi, disk.raw and manifest.json.
         #[arg(long)]
         out: PathBuf,
         /// Refuse inputs that are not the pinned ones.

@@ -4,7 +4,7 @@
 
 use std::time::Duration;
 
-use peerpods_e2e::{ContainerRequest, Image, Level, World, WorldOptions, eventually_async};
+use peerpods_e2e::{Cloud, ContainerRequest, Image, Level, World, WorldOptions, eventually_async};
 
 const A: &str = "aaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaa";
 const B: &str = "bbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbb";
@@ -55,6 +55,37 @@ async fn a_pod_vm_limits_its_containers_and_says_when_it_is_full_or_gone() {
     })
     .await
     .unwrap();
+    shim.stop_vm().await.unwrap();
+    world.wait_for_no_machines(Duration::from_secs(30)).unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_disk_image_boots_with_uefi_as_a_cloud_boots_it() {
+    let mut options = WorldOptions::new(Level::Qemu);
+    options.cloud = Cloud::MockAws;
+    options.mock_extra = vec!["--firmware".to_owned()];
+    // Firmware and a compressed kernel want more memory than the smallest machine has.
+    options.provider_extra = "instance_types = [\"m6a.xlarge\"]".to_owned();
+    let mut world = World::start(&options).unwrap();
+    world.registry().push(world.netns(), "app", "1", &Image::busybox(&[]).unwrap()).unwrap();
+    let image = format!("{}/app:1", world.registry_host());
+    let netns = world.add_pod().unwrap().netns().path();
+    let mut shim = world.shim("uefi", 2);
+    let socket = shim.create_vm(&netns, &[("cc_init_data", &world.initdata())]).await.unwrap();
+    shim.start_vm(&socket).await.unwrap();
+    shim.create_sandbox().await.unwrap();
+    let script = "cat /proc/cmdline; cat /proc/version; df -m / | tail -1";
+    shim.create_container(&ContainerRequest::new(A, &image, &["/bin/sh", "-c", script])).await.unwrap();
+    shim.start_container(A).await.unwrap();
+    let io = shim.finish(A, "").await.unwrap();
+    println!("{}", String::from_utf8_lossy(&io.stdout));
+    let list: serde_json::Value = serde_json::from_str(&world.peerpodctl(&["vm", "list", "--json"]).unwrap()).unwrap();
+    let console = world.peerpodctl(&["vm", "console", list[0]["instance_id"].as_str().unwrap()]).unwrap();
+    println!("{console}");
+    // The scratch partition has 16 MiB in the image, and the disk is 8 GiB larger.
+    let scratch = console.lines().find_map(|line| line.strip_prefix("peerpods: scratch-mib ")).unwrap();
+    let mib: u64 = scratch.split(' ').next().unwrap().parse().unwrap();
+    assert!((8192..8192 + 64).contains(&mib), "{scratch}");
     shim.stop_vm().await.unwrap();
     world.wait_for_no_machines(Duration::from_secs(30)).unwrap();
 }

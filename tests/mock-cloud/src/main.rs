@@ -9,7 +9,7 @@ use std::time::Duration;
 use anyhow::{Context as _, Result, ensure};
 use clap::{Parser, Subcommand, ValueEnum};
 use peerpods_cloud_api::Limits;
-use peerpods_cloud_api::settings::local::{Accelerator, Level, LocalSettings};
+use peerpods_cloud_api::settings::local::{Accelerator, Firmware, Level, LocalSettings};
 use peerpods_cloud_local::MACHINE_HELPER;
 use peerpods_mock_cloud::faults::Span;
 use peerpods_mock_cloud::{Options, Server, ServerOptions, catalog};
@@ -58,6 +58,9 @@ struct Serve {
     /// Where machines keep their files.
     #[arg(long, value_name = "FOLDER")]
     state_dir: Option<PathBuf>,
+    /// Boot the image's disk through UEFI, as EC2 does, instead of its kernel.
+    #[arg(long)]
+    firmware: bool,
     /// EC2's limits and latencies instead of none.
     #[arg(long)]
     realistic: bool,
@@ -156,6 +159,7 @@ fn options(serve: &Serve) -> Result<ServerOptions> {
             gateway: std::net::Ipv4Addr::new(10, 93, 0, 1),
             scratch_mib: peerpods_cloud_api::Mib(8192),
             accelerator: Accelerator::Auto,
+            firmware: if serve.firmware { Firmware::Uefi } else { Firmware::None },
             tsc_khz: None,
         }),
     };

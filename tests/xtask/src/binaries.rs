@@ -10,7 +10,7 @@ use crate::stage::{Stages, output, run};
 const TARGET: &str = "x86_64-unknown-linux-gnu";
 
 const IMAGE_HELP: &str = "\
-Build the pod VM image: kernel, initrd, UKI, manifest.
+Build the pod VM image: kernel, initrd, UKI, bootable disk, manifest.
 
 Usage: cargo xtask image [--release] [--out DIR]
 

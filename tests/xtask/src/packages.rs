@@ -48,6 +48,7 @@ pub(crate) const CONTAINERD: &[Package] = &[
 
 /// What only tests need.
 pub(crate) const TEST: &[Package] = &[
+    Package { name: "ovmf", probe: "/usr/share/OVMF/OVMF_CODE_4M.fd", why: "boots the disk image as clouds do" },
     Package { name: "e2fsprogs", probe: "/usr/sbin/e2fsck", why: "checks the file system that the guest makes" },
     Package { name: "procps", probe: "/usr/bin/kill", why: "signals the programs under test" },
 ];

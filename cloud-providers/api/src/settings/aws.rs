@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use super::Secret;
@@ -10,7 +11,7 @@ use super::Secret;
 ///
 /// Credentials are taken from `access_key_id` and `secret_access_key`, else from `profile`, else as every AWS tool takes them: environment,
 /// web identity (IRSA), EKS Pod Identity, the instance's own role.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct AwsSettings {
     /// The region, such as `eu-west-1`; `None` takes it from `AWS_REGION`, the profile or the instance.
@@ -61,7 +62,7 @@ pub struct AwsSettings {
 }
 
 /// The root volume of every pod VM, table `[provider.aws.root_volume]`: the image, and scratch space behind it.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct RootVolume {
     /// Its size; never less than the image's.

@@ -1,7 +1,7 @@
 //! The QEMU command line of a machine, and the way from its process to a running guest.
 //!
-//! Direct boot of a microvm: no firmware, no PCI, devices on virtio-mmio found through ACPI. The guest is held (`-S`) until its tap,
-//! which QEMU makes itself and which goes with QEMU, is on the bridge.
+//! Direct boot of a microvm: no firmware, no PCI, devices on virtio-mmio found through ACPI. Or, as on clouds, UEFI on a PC that boots a
+//! disk. The guest is held (`-S`) until its tap, which QEMU makes itself and which goes with QEMU, is on the bridge.
 
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
@@ -25,6 +25,9 @@ const SETUP_PAUSE: Duration = Duration::from_millis(10);
 
 /// The names under which the guest finds its boot files; each is a file of the same name in `boot/`.
 pub(crate) const BOOT_FILES: [&str; 3] = ["user-data", "instance-id", "network"];
+
+/// UEFI without Secure Boot's system management mode, and its empty variables: Debian's package `ovmf`.
+pub(crate) const FIRMWARE: [&str; 2] = ["/usr/share/OVMF/OVMF_CODE_4M.fd", "/usr/share/OVMF/OVMF_VARS_4M.fd"];
 
 /// What executes the guest's code.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -84,13 +87,22 @@ impl Image {
     }
 }
 
+/// What the machine begins with.
+#[derive(Debug, Clone, Copy)]
+pub(crate) enum Boot<'a> {
+    /// The image's kernel; the scratch disk is `scratch.img`.
+    Direct(&'a Image),
+    /// Firmware with its variables in `vars.fd`; the disk is `disk.raw`.
+    Uefi,
+}
+
 /// All that a command line says.
 pub(crate) struct Plan<'a> {
     pub(crate) id: &'a str,
     pub(crate) link: &'a str,
     pub(crate) mac: [u8; 6],
     pub(crate) instance_type: &'a InstanceType,
-    pub(crate) image: &'a Image,
+    pub(crate) boot: Boot<'a>,
     pub(crate) executor: Executor,
     pub(crate) boot_files: &'a [&'a str],
 }
@@ -102,20 +114,36 @@ impl Plan<'_> {
         let (vcpus, Mib(memory_mib)) = (self.instance_type.vcpus, self.instance_type.memory);
         let mut arguments = vec!["-name".to_owned(), self.id.to_owned()];
         let mut option = |name: &str, value: String| arguments.extend([name.to_owned(), value]);
-        option("-M", "microvm,acpi=on".to_owned());
+        let (machine, bus) = match self.boot {
+            Boot::Direct(_) => ("microvm,acpi=on", "device"),
+            Boot::Uefi => ("q35,smm=off", "pci"),
+        };
+        option("-M", machine.to_owned());
         for [name, value] in self.executor.options() {
             option(name, value.to_owned());
         }
         option("-smp", vcpus.to_string());
         option("-m", format!("{memory_mib}M"));
-        option("-kernel", self.image.kernel.display().to_string());
-        option("-initrd", self.image.initrd.display().to_string());
-        option("-append", self.executor.command_line(&self.image.command_line));
+        match self.boot {
+            Boot::Direct(image) => {
+                option("-kernel", image.kernel.display().to_string());
+                option("-initrd", image.initrd.display().to_string());
+                option("-append", self.executor.command_line(&image.command_line));
+            }
+            Boot::Uefi => {
+                option("-drive", format!("if=pflash,format=raw,unit=0,readonly=on,file={}", FIRMWARE[0]));
+                option("-drive", "if=pflash,format=raw,unit=1,file=vars.fd".to_owned());
+            }
+        }
         option("-netdev", format!("tap,id=net,ifname={},script=no,downscript=no", self.link));
-        option("-device", format!("virtio-net-device,netdev=net,mac={a:02x}:{b:02x}:{c:02x}:{d:02x}:{e:02x}:{f:02x}"));
+        option("-device", format!("virtio-net-{bus},netdev=net,mac={a:02x}:{b:02x}:{c:02x}:{d:02x}:{e:02x}:{f:02x}"));
         // The disk is thrown away with the machine: nothing on it need survive the host.
-        option("-drive", "if=none,id=scratch,file=scratch.img,format=raw,cache=unsafe,discard=unmap".to_owned());
-        option("-device", "virtio-blk-device,drive=scratch".to_owned());
+        let (file, order) = match self.boot {
+            Boot::Direct(_) => ("scratch.img", ""),
+            Boot::Uefi => ("disk.raw", ",bootindex=1"),
+        };
+        option("-drive", format!("if=none,id=scratch,file={file},format=raw,cache=unsafe,discard=unmap"));
+        option("-device", format!("virtio-blk-{bus},drive=scratch{order}"));
         for name in self.boot_files {
             option("-fw_cfg", format!("name=opt/org.peerpods/{name},file=boot/{name}"));
         }
@@ -184,7 +212,7 @@ mod tests {
             link: "pp0123456789ab",
             mac: [2, 0x70, 10, 93, 0, 5],
             instance_type: &instance_type,
-            image: &image,
+            boot: Boot::Direct(&image),
             executor: Executor::Tcg { tsc_khz: 2_596_124 },
             boot_files: &BOOT_FILES,
         };
@@ -197,7 +225,14 @@ mod tests {
             -pidfile qemu.pid -sandbox on,obsolete=deny,elevateprivileges=deny,spawn=deny,resourcecontrol=deny \
             -S -nodefaults -no-user-config -display none -no-reboot";
         assert_eq!(plan.arguments().join(" "), expected);
-        let kvm = Plan { executor: Executor::Kvm, ..plan }.arguments().join(" ");
+        let plan = Plan { executor: Executor::Kvm, ..plan };
+        let kvm = plan.arguments().join(" ");
         assert!(kvm.contains("-accel kvm -cpu host") && kvm.contains("-append console=ttyS0 quiet -netdev"), "{kvm}");
+        let uefi = Plan { boot: Boot::Uefi, ..plan }.arguments().join(" ");
+        let disk = "-drive if=none,id=scratch,file=disk.raw,format=raw,cache=unsafe,discard=unmap -device virtio-blk-pci,drive=scratch,bootindex=1";
+        assert!(
+            uefi.contains("-M q35,smm=off") && uefi.contains("virtio-net-pci") && uefi.contains(disk) && !uefi.contains("-kernel"),
+            "{uefi}"
+        );
     }
 }

@@ -5,13 +5,13 @@ use std::io;
 use std::path::Path;
 
 use peerpods_cloud_api::InstanceId;
-use peerpods_cloud_api::settings::local::Level;
+use peerpods_cloud_api::settings::local::{Firmware, Level};
 
 use super::delete::END_LIMIT;
 use super::files::{create_folder, none_if_missing};
 use super::helper::Start;
 use super::host::Handover;
-use super::qemu::{self, Image, Plan};
+use super::qemu::{self, Boot, Image, Plan};
 use super::spawn::Waiting;
 use super::{Host, MachineError, Phase, Record, accelerator, network, qmp};
 
@@ -84,9 +84,18 @@ impl Host {
         let program = qemu::find_program().ok_or_else(|| MachineError::invalid(format!("{} is not installed", qemu::PROGRAM)))?;
         let image = Image::open(&self.settings.image)?;
         let executor = accelerator::choose(&self.settings, &image)?;
-        let disk = folder.join("scratch.img");
-        let size = self.settings.scratch_mib.bytes();
-        File::create(&disk).and_then(|file| file.set_len(size)).map_err(MachineError::file("make", &disk))?;
+        let boot = match self.settings.firmware {
+            Firmware::None => {
+                let disk = folder.join("scratch.img");
+                let size = self.settings.scratch_mib.bytes();
+                File::create(&disk).and_then(|file| file.set_len(size)).map_err(MachineError::file("make", &disk))?;
+                Boot::Direct(&image)
+            }
+            Firmware::Uefi => {
+                self.copy_disk(folder)?;
+                Boot::Uefi
+            }
+        };
         self.crash_points.pass("scratch-made");
         let instance_type = self.instance_type(&record.request.instance_type)?;
         let plan = Plan {
@@ -94,11 +103,21 @@ impl Host {
             link: &record.link(),
             mac: record.mac(),
             instance_type: &instance_type,
-            image: &image,
+            boot,
             executor,
             boot_files: self.boot_files(),
         };
         Ok(Start::Program { program, arguments: plan.arguments() })
+    }
+
+    /// The image's disk and the firmware's variables, both the machine's own.
+    fn copy_disk(&self, folder: &Path) -> Result<(), MachineError> {
+        let (image, disk, vars) = (self.settings.image.join("disk.raw"), folder.join("disk.raw"), folder.join("vars.fd"));
+        let copied = fs::copy(&image, &disk).map_err(MachineError::file("copy", &image))?;
+        let grow = File::options().write(true).open(&disk).and_then(|file| file.set_len(copied + self.settings.scratch_mib.bytes()));
+        grow.map_err(MachineError::file("make", &disk))?;
+        fs::copy(qemu::FIRMWARE[1], &vars).map_err(MachineError::file("copy", Path::new(qemu::FIRMWARE[1])))?;
+        Ok(())
     }
 
     #[cfg(feature = "sandbox")]

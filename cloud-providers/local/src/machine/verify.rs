@@ -4,7 +4,7 @@ use std::fs::File;
 use std::os::unix::fs::PermissionsExt as _;
 use std::path::Path;
 
-use peerpods_cloud_api::settings::local::{Accelerator, Level};
+use peerpods_cloud_api::settings::local::{Accelerator, Firmware, Level};
 
 use super::netlink::Netlink;
 use super::network::Found;
@@ -43,6 +43,12 @@ impl Host {
         }
         if let Err(error) = Image::open(&self.settings.image) {
             missing.push(format!("provider.local.image is not a pod VM image: {}", super::error::chain(&error)));
+        }
+        if self.settings.firmware == Firmware::Uefi {
+            let files = [self.settings.image.join("disk.raw"), qemu::FIRMWARE[0].into(), qemu::FIRMWARE[1].into()];
+            for file in files.iter().filter(|file| !file.is_file()) {
+                missing.push(format!("{} is missing, which provider.local.firmware \"uefi\" needs (Debian package ovmf)", file.display()));
+            }
         }
         if let Err(error) = File::options().read(true).write(true).open("/dev/net/tun") {
             missing.push(format!("/dev/net/tun cannot be opened (kernel module tun): {error}"));

@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, bail, ensure};
 use nix::sched::{CloneFlags, unshare};
-use peerpods_cloud_api::settings::local::{Accelerator, Level, LocalSettings};
+use peerpods_cloud_api::settings::local::{Accelerator, Firmware, Level, LocalSettings};
 use peerpods_cloud_api::{
     CloudProvider as _, Instance, InstanceId, InstanceState, LaunchRequest, LaunchToken, Mib, OwnerTag, ProviderError, Tee,
 };
@@ -109,6 +109,7 @@ pub(crate) fn settings(state_dir: &Path, level: Level) -> LocalSettings {
         gateway: [10, 93, 0, 1].into(),
         scratch_mib: Mib(64),
         accelerator: Accelerator::Tcg,
+        firmware: Firmware::None,
         tsc_khz: None,
     }
 }

@@ -6,13 +6,14 @@ use std::path::{Path, PathBuf};
 
 use peerpods_cloud_api::settings::aws::AwsSettings;
 use peerpods_cloud_api::settings::local::{Level, LocalSettings};
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use super::{Configuration, LogFormat};
 use crate::{Class, ClassName};
 
 /// `controller.toml`.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct ControllerConfig {
     /// Where the controller keeps its Journal, its owner tag and the binder CA.
@@ -35,7 +36,7 @@ pub struct ControllerConfig {
 }
 
 /// Which cloud, and its settings.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct ProviderConfig {
     /// Which cloud.
@@ -49,7 +50,7 @@ pub struct ProviderConfig {
 }
 
 /// The clouds that there are providers for.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "kebab-case")]
 pub enum ProviderKind {
     /// Machines on this host.

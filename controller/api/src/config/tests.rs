@@ -75,7 +75,7 @@ fn bad_values_are_named_with_what_is_allowed() {
         ("provider.local.insecure_sandbox=yes", "provider.local.insecure_sandbox (--set): is not true or false"),
         ("provider.local.scratch_mib=8G", "provider.local.scratch_mib (--set): is not a whole number"),
         ("metrics=8080", "metrics (--set): invalid socket address syntax"),
-        ("provider.kind=cloudy", "provider.kind (--set): \"cloudy\" is not allowed; allowed: local"),
+        ("provider.kind=cloudy", "provider.kind (--set): \"cloudy\" is not allowed; allowed: local, aws"),
         ("class.default.tee=sgx", "class.default.tee (--set): \"sgx\" is not allowed; allowed: snp, tdx, tpm, sample"),
         (
             "class.default.root_of_trust=hardware",
@@ -122,7 +122,7 @@ fn socket_path_that_the_kernel_would_refuse_is_refused() {
     assert_eq!(message(controller(CONTROLLER, &[], &[&long])), "claims_socket (--set): a socket's path has 1 to 103 bytes, this one 104");
 }
 
-#[derive(Debug, Serialize, serde::Deserialize)]
+#[derive(Debug, Serialize, serde::Deserialize, schemars::JsonSchema)]
 #[serde(deny_unknown_fields)]
 struct WithSecret {
     password: Secret,
