@@ -1,7 +1,7 @@
 //! What our own shim asks for: the sandbox's annotations as containerd gives them.
 //!
 //! Kata's keys mean what they mean to Kata's shims, but come as the pod has them: initdata is base64 of gzip. Where a pod names no size,
-//! its size is the sum of its containers' limits, which containerd writes into the sandbox's annotations.
+//! its size is the sum of its containers' limits, which containerd writes into the sandbox's annotations, and what the guest itself needs.
 
 use std::collections::HashMap;
 use std::io::Read as _;
@@ -16,6 +16,11 @@ use crate::request::{self, AnnotationError, INITDATA, INITDATA_LIMIT, MEMORY, NA
 const CPU_QUOTA: &str = "io.kubernetes.cri.sandbox-cpu-quota";
 const CPU_PERIOD: &str = "io.kubernetes.cri.sandbox-cpu-period";
 const MEMORY_LIMIT: &str = "io.kubernetes.cri.sandbox-memory";
+
+/// What a pod VM needs beside its containers: kernel, agent, and what firmware and the kernel's own tables keep. The guest alone takes
+/// about 80 MiB of a machine of 256 MiB.
+const GUEST_OVERHEAD_MIB: u64 = 128;
+
 const BASE64_LIMIT: usize = 512 << 10;
 
 /// Reads the annotations of a sandbox of that pod.
@@ -38,7 +43,7 @@ pub(crate) fn parse(annotations: &HashMap<String, String>, pod: &PodRef) -> Resu
         known.entry(VCPUS.to_owned()).or_insert_with(|| format!("{}.{:03}", thousandths / 1000, thousandths % 1000));
     }
     if memory > 0 {
-        known.entry(MEMORY.to_owned()).or_insert_with(|| memory.div_ceil(1 << 20).to_string());
+        known.entry(MEMORY.to_owned()).or_insert_with(|| memory.div_ceil(1 << 20).saturating_add(GUEST_OVERHEAD_MIB).to_string());
     }
     request::parse(&known).map(|(_, wish)| wish)
 }
@@ -83,7 +88,7 @@ mod tests {
         let limits = [(CPU_QUOTA, "150000"), (CPU_PERIOD, "100000"), (MEMORY_LIMIT, "268435457")];
         let wish = parse(&of(&limits), &pod()).unwrap();
         assert!((wish.vcpus - 1.5).abs() < f32::EPSILON);
-        assert_eq!(wish.memory_mib, Mib(257));
+        assert_eq!(wish.memory_mib, Mib(257 + 128));
         let named = [&limits[..], &[(VCPUS, "4"), (MEMORY, "512")]].concat();
         let wish = parse(&of(&named), &pod()).unwrap();
         assert!((wish.vcpus - 4.0).abs() < f32::EPSILON);

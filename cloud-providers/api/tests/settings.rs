@@ -3,10 +3,48 @@
 use std::net::Ipv4Addr;
 
 use peerpods_cloud_api::Mib;
+use peerpods_cloud_api::settings::aws::{AwsSettings, RootVolume};
 use peerpods_cloud_api::settings::local::{Accelerator, Firmware, Level, LocalSettings};
 
 const FULL: &str = include_str!("../../../tests/compat/settings/v1/local.toml");
 const MINIMAL: &str = include_str!("../../../tests/compat/settings/v1/local-minimal.toml");
+
+const AWS: &str = include_str!("../../../tests/compat/settings/v1/aws.toml");
+const AWS_MINIMAL: &str = include_str!("../../../tests/compat/settings/v1/aws-minimal.toml");
+
+#[test]
+fn aws_settings_of_v1_mean_what_they_meant() {
+    let full: AwsSettings = toml::from_str(AWS).expect("settings");
+    assert_eq!(full.check(), Ok(()));
+    let text = |value: &str| Some(value.to_owned());
+    assert_eq!(
+        (&full.region, &full.access_key_id, &full.endpoint),
+        (&text("eu-west-1"), &text("AKIAEXAMPLE"), &text("https://ec2.example"))
+    );
+    assert_eq!(full.secret_access_key.as_ref().map(|secret| secret.expose()), Some("a secret"));
+    assert_eq!(full.session_token.as_ref().map(|secret| secret.expose()), Some("a token"));
+    assert_eq!((full.subnets.len(), full.security_groups.len(), full.public_address), (2, 1, true));
+    assert_eq!((&full.instance_profile, &full.key_name, &full.launch_template), (&text("pods"), &text("admin"), &text("lt-1")));
+    assert_eq!((full.instance_types.as_slice(), full.tags["team"].as_str()), (&["c6a.large".to_owned()][..], "blue"));
+    let volume = RootVolume {
+        size_gib: 8,
+        kind: "io2".to_owned(),
+        iops: Some(4000),
+        throughput_mib_per_second: Some(250),
+        kms_key: text("alias/pods"),
+    };
+    assert_eq!(full.root_volume, volume);
+    assert!(!toml::to_string(&full).expect("TOML").contains("a secret"), "secrets are not written");
+}
+
+#[test]
+fn aws_settings_of_v1_have_the_same_defaults() {
+    let minimal: AwsSettings = toml::from_str(AWS_MINIMAL).expect("settings");
+    assert_eq!(minimal.check(), Ok(()));
+    assert_eq!(minimal.instance_types, ["m6a.large", "m6a.xlarge", "m6a.2xlarge", "m6a.4xlarge", "m6a.8xlarge"]);
+    let volume = RootVolume { size_gib: 30, kind: "gp3".to_owned(), iops: None, throughput_mib_per_second: None, kms_key: None };
+    assert_eq!((minimal.root_volume, minimal.public_address, minimal.region), (volume, false, None));
+}
 
 #[test]
 fn local_settings_of_v1_mean_what_they_meant() {

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 use aws_sdk_ec2::Client;
-use aws_sdk_ec2::types::{InstanceType as Ec2Type, InstanceTypeInfo, SupportedAdditionalProcessorFeature};
+use aws_sdk_ec2::types::{ArchitectureType, InstanceType as Ec2Type, InstanceTypeInfo, SupportedAdditionalProcessorFeature};
 use peerpods_cloud_api::settings::aws::AwsSettings;
 use peerpods_cloud_api::{InstanceType, Mib, ProviderError, Tee, Zone};
 use tokio::sync::OnceCell;
@@ -100,11 +100,20 @@ pub(crate) async fn read_subnets(client: &Client, settings: &AwsSettings) -> Res
 async fn read_types(client: &Client, settings: &AwsSettings) -> Result<Vec<InstanceType>, ProviderError> {
     let names: Vec<Ec2Type> = settings.instance_types.iter().map(|name| Ec2Type::from(name.as_str())).collect();
     let mut offered = Vec::new();
+    let mut foreign = Vec::new();
     // The API takes a hundred names in a call.
     for names in names.chunks(100) {
         let answer = client.describe_instance_types().set_instance_types(Some(names.to_vec())).send().await;
         let answer = answer.map_err(|error| provider_error("DescribeInstanceTypes", &error))?;
         offered.extend(answer.instance_types().iter().map(instance_type));
+        let is_ours = |info: &&InstanceTypeInfo| {
+            info.processor_info().is_some_and(|processor| processor.supported_architectures().contains(&ArchitectureType::X8664))
+        };
+        foreign.extend(answer.instance_types().iter().filter(|info| !is_ours(info)).map(|info| instance_type(info).name));
+    }
+    if let Some(name) = foreign.first() {
+        let detail = format!("provider.aws.instance_types: {name} is not for x86_64, which the pod VM image is");
+        return Err(ProviderError::InvalidRequest { detail });
     }
     let in_order = settings.instance_types.iter().map(|name| {
         let found = offered.iter().find(|one| one.name == *name).cloned();

@@ -44,6 +44,11 @@ pub(crate) fn instance(described: &Ec2Instance, address: Address) -> Option<Inst
     })
 }
 
+/// Whether only EC2's memory of it is left.
+pub(crate) fn is_gone(described: &Ec2Instance) -> bool {
+    described.state().and_then(|state| state.name()) == Some(&InstanceStateName::Terminated)
+}
+
 /// Whether an id can be EC2's at all: `i-` and 8 or 17 hex digits ("Resource IDs" of the EC2 user guide).
 pub(crate) fn is_instance_id(id: &InstanceId) -> bool {
     let digits = id.as_str().strip_prefix("i-").unwrap_or_default();

@@ -12,7 +12,7 @@ use tokio::sync::OnceCell;
 
 use crate::error::provider_error;
 use crate::facts::Facts;
-use crate::instance::{Address, OWNER, instance, is_instance_id};
+use crate::instance::{Address, OWNER, TOKEN, instance, is_gone, is_instance_id};
 use crate::{client, request, verify};
 
 /// States of instances that exist; terminated ones are shown by EC2 for about an hour.
@@ -95,8 +95,13 @@ impl CloudProvider for AwsProvider {
         }
         let answer = self.client().await?.describe_instances().instance_ids(id.as_str()).send().await;
         let answer = answer.map_err(|error| provider_error("DescribeInstances", &error))?;
-        let described = answer.reservations().iter().flat_map(|reservation| reservation.instances());
-        described.filter_map(|one| instance(one, self.address())).find(|one| one.id == *id).ok_or(ProviderError::NotFound)
+        let mut described = answer.reservations().iter().flat_map(|reservation| reservation.instances());
+        let Some(one) = described.find(|one| one.instance_id() == Some(id.as_str()) && !is_gone(one)) else {
+            return Err(ProviderError::NotFound);
+        };
+        // Whoever asks knows it by its id. Without its tags no listing shows it, but gone it is not.
+        let detail = || format!("{id} has lost its tags {OWNER} and {TOKEN}: put them back, or terminate it by hand");
+        instance(one, self.address()).ok_or_else(|| ProviderError::Internal { detail: detail() })
     }
 
     async fn delete(&self, id: &InstanceId) -> Result<(), ProviderError> {

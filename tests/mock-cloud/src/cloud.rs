@@ -335,3 +335,46 @@ async fn end(cloud: Cloud, machines: Machines, instance: String, machine: Instan
     cloud.account(|account, now| account.update(&instance, |one| one.gone_at = Some(now)));
     cloud.state().machines.remove(&instance);
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test(start_paused = true)]
+    async fn in_virtual_time_an_instances_life_takes_none() {
+        let options = Options { pending: Span::ms(3000, 8000), shutting_down: Span::ms(60_000, 60_000), ..Options::default() };
+        let (cloud, _driver) = Cloud::new(options, None);
+        let begin = std::time::SystemTime::now();
+        let made = cloud.launch(Launch::of_somebody(3, BTreeMap::new())).await.expect("room");
+        let states = |cloud: &Cloud| cloud.account(|account, now| account.all(now).map(|one| one.state(now)).collect::<Vec<_>>());
+        assert_eq!(states(&cloud), [Life::Pending; 3]);
+        tokio::time::sleep(Duration::from_secs(8)).await;
+        assert_eq!(states(&cloud), [Life::Running; 3]);
+        cloud.terminate(&[made[0].id.clone()]).await;
+        assert_eq!(states(&cloud).iter().filter(|state| **state == Life::ShuttingDown).count(), 1);
+        tokio::time::sleep(Duration::from_secs(60)).await;
+        assert_eq!(states(&cloud).iter().filter(|state| **state == Life::Terminated).count(), 1);
+        tokio::time::sleep(Duration::from_secs(3600)).await;
+        assert_eq!(states(&cloud), [Life::Running; 2], "after an hour EC2 forgets it");
+        assert!(begin.elapsed().expect("a clock") < Duration::from_secs(5));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn limits_come_back_with_time() {
+        let (cloud, _driver) = Cloud::new(Options { limits: Limits::EC2, ..Options::default() }, None);
+        let taken = |cloud: &Cloud| (0..100).filter(|_| cloud.take(Toll::Launch(1))).count();
+        assert_eq!(taken(&cloud), 5);
+        tokio::time::sleep(Duration::from_secs(1)).await;
+        assert_eq!(taken(&cloud), 2);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn reads_may_miss_what_is_new_and_never_what_is_old() {
+        let (cloud, _driver) = Cloud::new(Options { stale: Duration::from_secs(2), ..Options::default() }, None);
+        let made = cloud.launch(Launch::of_somebody(1, BTreeMap::new())).await.expect("room");
+        let missed = |cloud: &Cloud| (0..100).filter(|_| cloud.misses(&made[0])).count();
+        assert!((20..80).contains(&missed(&cloud)));
+        tokio::time::sleep(Duration::from_secs(2)).await;
+        assert_eq!(missed(&cloud), 0);
+    }
+}

@@ -131,3 +131,29 @@ impl Span {
         self.from + (self.to.saturating_sub(self.from)).mul_f64(random.f64())
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_script_comes_first_and_ends() {
+        let mut faults = Faults::new(1, 0);
+        faults.add(Fault { action: "RunInstances".to_owned(), kind: Kind::FailAfter, times: 2 });
+        assert_eq!(faults.next("DescribeInstances"), None);
+        assert_eq!((faults.next("RunInstances"), faults.next("RunInstances")), (Some(Kind::FailAfter), Some(Kind::FailAfter)));
+        assert_eq!((faults.next("RunInstances"), faults.injected()), (None, 2));
+    }
+
+    #[test]
+    fn the_same_seed_gives_the_same_faults() {
+        let all = |seed| {
+            let mut faults = Faults::new(seed, 100);
+            (0..1000).map(|_| faults.next("DescribeInstances")).collect::<Vec<_>>()
+        };
+        assert_eq!(all(7), all(7));
+        assert_ne!(all(7), all(8));
+        let share = all(7).iter().flatten().count();
+        assert!((60..140).contains(&share), "{share} of a thousand at a hundred per mille");
+    }
+}

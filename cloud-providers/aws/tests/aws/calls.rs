@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use peerpods_cloud_api::{CloudProvider as _, InstanceState, LaunchRequest, OwnerTag, Tee, Zone};
+use peerpods_cloud_api::{CloudProvider as _, InstanceState, LaunchRequest, OwnerTag, ProviderError, Tee, Zone};
 use peerpods_mock_cloud::{Call, Cloud, Options};
 
 use crate::world::{World, request};
@@ -76,6 +76,21 @@ async fn a_tag_put_on_a_foreign_instance_makes_it_nobodys() {
     tag("peerpods:token", "stolen");
     assert_eq!(provider.list(&ours).await.unwrap(), [], "its ClientToken is not that token");
     assert_eq!(provider.list(&theirs).await.unwrap(), []);
+}
+
+#[tokio::test]
+async fn an_instance_that_lost_its_tags_is_not_gone() {
+    let world = World::start(Options::default()).await;
+    let provider = world.provider();
+    let id = provider.launch(&request("tags")).await.unwrap().instances.remove(0).id;
+    world.cloud.account(|account, _| account.update(id.as_str(), |one| one.tags.clear()));
+    let said = provider.get(&id).await;
+    assert!(matches!(&said, Err(ProviderError::Internal { detail }) if detail.contains("has lost its tags")), "{said:?}");
+    // It can still be deleted, and is then gone.
+    provider.delete(&id).await.unwrap();
+    while provider.get(&id).await != Err(ProviderError::NotFound) {
+        tokio::task::yield_now().await;
+    }
 }
 
 #[tokio::test]

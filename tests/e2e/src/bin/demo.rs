@@ -96,7 +96,7 @@ fn ec2_account(rig: &Rig) -> Result<()> {
     let Some(mock) = world.mock() else { return Ok(()) };
     println!("    the controller's calls of EC2:");
     for (action, count) in mock.get(netns, "/summary")?["calls"].as_object().into_iter().flatten() {
-        println!("    | {count:>4}  {action}");
+        println!("    | {:>4}  {action}", count.as_u64().unwrap_or(0));
     }
     let (instances, parts) = eventually("the account is empty", Duration::from_secs(20), || {
         let existing = mock.existing(netns)?;
