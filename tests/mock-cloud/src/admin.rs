@@ -9,7 +9,7 @@
 //! | `DELETE /faults` | no more of them |
 //! | `POST /capacity` | `{"type", "zone", "left"}`, `left` null is without end |
 //! | `POST /vcpu-quota` | `{"left"}` |
-//! | `POST /launches` | `{"count", "tags"}`: somebody else launches instances in the same account |
+//! | `POST /launches` | `{"count", "tags", "user_data"}`: somebody else launches instances in the same account |
 //! | `POST /tags` | `{"instance", "key", "value"}`: somebody puts a tag on an instance |
 
 use std::collections::BTreeMap;
@@ -145,10 +145,11 @@ async fn set_quota(State(cloud): State<Cloud>, Json(quota): Json<Quota>) {
 struct ForeignLaunch {
     count: u32,
     tags: BTreeMap<String, String>,
+    user_data: String,
 }
 
 async fn launch(State(cloud): State<Cloud>, Json(wanted): Json<ForeignLaunch>) -> StatusCode {
-    let launch = Launch::of_somebody(wanted.count, wanted.tags);
+    let launch = Launch { user_data: wanted.user_data.into_bytes(), ..Launch::of_somebody(wanted.count, wanted.tags) };
     if cloud.launch(launch).await.is_ok() { StatusCode::CREATED } else { StatusCode::CONFLICT }
 }
 

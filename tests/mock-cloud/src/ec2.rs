@@ -40,14 +40,20 @@ pub(crate) async fn serve(listener: TcpListener, cloud: Cloud) -> std::io::Resul
     axum::serve(listener, router).await
 }
 
+/// A cloud goes on with a call whose caller hangs up, so the call is a task of its own; it ends by itself.
 async fn respond(State(cloud): State<Cloud>, headers: HeaderMap, body: Bytes) -> Response {
+    let call = tokio::spawn(async move { serve_call(&cloud, &headers, &body).await });
+    call.await.unwrap_or_else(|_| StatusCode::INTERNAL_SERVER_ERROR.into_response())
+}
+
+async fn serve_call(cloud: &Cloud, headers: &HeaderMap, body: &[u8]) -> Response {
     let at_ms = u64::try_from(cloud.age().as_millis()).unwrap_or(u64::MAX);
-    let query = Query::parse(&body);
+    let query = Query::parse(body);
     let action = query.text("Action").unwrap_or("none").to_owned();
     let fault = cloud.fault(&action);
     let result = match &fault {
         Some(Kind::Refuse { code, status }) => Err(Ec2Error::injected(code, *status)),
-        _ => call(&cloud, &headers, &body, &action, &query).await,
+        _ => call(cloud, headers, body, &action, &query).await,
     };
     let outcome = result.as_ref().map_or_else(|error| error.code.clone(), |_| "ok".to_owned());
     cloud.record(Call { at_ms, action: action.clone(), parameters: shown(&query), outcome, fault: fault.clone() });

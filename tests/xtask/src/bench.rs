@@ -26,7 +26,7 @@ pub(crate) fn run(args: &[String]) -> Result<(), String> {
     binaries::image(&mut stages, &image, false)?;
     stages.run("build", || {
         let packages = ["peerpods-controller", "peerpods-node", "peerpods-link", "peerpods-shim", "peerpods-bench", "peerpods-e2e"];
-        binaries::build("ship", &packages, &["peerpods-controller/local-sandbox"])
+        binaries::build_without_clouds("ship", &packages, &["peerpods-controller/local-sandbox"])
     })?;
     let mut bench = Command::new(binaries::binary("ship", "peerpods-bench")?);
     bench.env("PEERPODS_BINARIES", binaries::folder("ship")?).env("PEERPODS_IMAGE", image).env(containerd::VARIABLE, containerd).args(args);

@@ -59,19 +59,22 @@ pub(crate) fn moto_folder() -> Result<PathBuf, String> {
 
 /// Builds packages (all binaries of each) in a profile.
 pub(crate) fn build(profile: &str, packages: &[&str], features: &[&str]) -> Result<(), String> {
-    run(cargo_build(profile, packages).args(if features.is_empty() { None } else { Some(format!("--features={}", features.join(","))) }))
+    run(&mut cargo_build(profile, packages, features))
 }
 
 /// The same without the clouds' SDKs, which take minutes to compile.
-pub(crate) fn build_without_clouds(profile: &str, packages: &[&str]) -> Result<(), String> {
-    run(cargo_build(profile, packages).arg("--no-default-features"))
+pub(crate) fn build_without_clouds(profile: &str, packages: &[&str], features: &[&str]) -> Result<(), String> {
+    run(cargo_build(profile, packages, features).arg("--no-default-features"))
 }
 
-fn cargo_build(profile: &str, packages: &[&str]) -> Command {
+fn cargo_build(profile: &str, packages: &[&str], features: &[&str]) -> Command {
     let mut cargo = cargo();
     cargo.args(["build", "--locked", "--profile", profile, "--bins"]);
     for package in packages {
         cargo.args(["--package", package]);
+    }
+    if !features.is_empty() {
+        cargo.args(["--features", &features.join(",")]);
     }
     cargo
 }

@@ -49,7 +49,7 @@ pub(crate) fn run(args: &[String]) -> Result<(), String> {
     stages.run("build the controller, the node daemon and the demo", || {
         let packages = ["peerpods-controller", "peerpods-node", "peerpods-link", "peerpods-shim", "peerpods-e2e"];
         match cloud {
-            "local" => binaries::build_without_clouds("ship", &packages),
+            "local" => binaries::build_without_clouds("ship", &packages, &[]),
             _ => binaries::build("ship", &[&packages[..], &["peerpods-mock-cloud"]].concat(), &[]),
         }
     })?;

@@ -12,12 +12,14 @@ Usage: cargo xtask soak [--seed N] [--schedules N] [--kills N] [--pods N]
 
   --seed N       the same seed gives the same schedules and kills (default: printed at the start)
   --schedules N  how many schedules of the simulator (default 100000)
-  --kills N      how many kills of processes (default 100)
+  --kills N      how many kills of processes, on this host's provider and again on the mock cloud (default 100)
   --pods N       pods alive at once (default 10)
 
 A schedule runs the engine against a modelled cloud in virtual time, with faults and kills; it fails when an instance is leaked, doubled,
 taken from a claim, or was not ours.
-The kills fail when a machine is leaked, a Ready pod is lost, a container's output is incomplete, or a kill hit nothing.
+The kills fail when a machine is leaked, a Ready pod is lost, a container's output is incomplete, or a kill hit nothing; on the mock cloud,
+whose calls fail by chance and whose controller is also killed between a call's effect and its answer, also when a pod has two instances
+or somebody else's instance is deleted.
 Then the node daemon alone is killed twice as often under as many pods of containerd, which log and echo all the while: it fails when
 a container ended, or a byte of a log or of an exec is lost or doubled.
 ";
@@ -29,8 +31,9 @@ pub(crate) fn run(args: &[String]) -> Result<(), String> {
     stages.run("packages", || packages::ensure(&[packages::BUILD, packages::RUN, packages::CONTAINERD]))?;
     let containerd = containerd::ensure(&mut stages)?;
     stages.run("build", || {
-        let packages = ["peerpods-controller", "peerpods-node", "peerpods-link", "peerpods-shim", "peerpods-guest", "peerpods-e2e"];
-        binaries::build("dev", &packages, &["peerpods-controller/local-sandbox"])?;
+        let node = ["peerpods-node", "peerpods-link", "peerpods-shim", "peerpods-guest", "peerpods-e2e"];
+        let packages = [&node[..], &["peerpods-controller", "peerpods-mock-cloud"]].concat();
+        binaries::build("dev", &packages, &["peerpods-controller/local-sandbox", "peerpods-mock-cloud/sandbox"])?;
         binaries::build("ship", &["peerpods-simulator"], &[])
     })?;
     let given = |names: &[&'static str]| -> Vec<String> {
