@@ -49,6 +49,11 @@ pub trait CloudProvider: Send + Sync {
     /// Lists the instance types that may be launched, cheapest first.
     async fn instance_types(&self) -> Result<Vec<InstanceType>, ProviderError>;
 
+    /// Where instances may be launched, the first choice first; empty where a cloud has no such places.
+    async fn zones(&self) -> Result<Vec<Zone>, ProviderError> {
+        Ok(Vec::new())
+    }
+
     /// How often all of this may be called; the caller keeps to it.
     fn limits(&self) -> Limits {
         Limits::default()

@@ -7,7 +7,9 @@ use aws_sdk_ec2::types::Filter;
 use base64::Engine as _;
 use base64::prelude::BASE64_STANDARD;
 use peerpods_cloud_api::settings::aws::AwsSettings;
-use peerpods_cloud_api::{CloudProvider, Instance, InstanceId, InstanceType, LaunchRequest, Launched, Limits, OwnerTag, ProviderError};
+use peerpods_cloud_api::{
+    CloudProvider, Instance, InstanceId, InstanceType, LaunchRequest, Launched, Limits, OwnerTag, ProviderError, Zone,
+};
 use tokio::sync::OnceCell;
 
 use crate::error::provider_error;
@@ -132,6 +134,17 @@ impl CloudProvider for AwsProvider {
 
     async fn instance_types(&self) -> Result<Vec<InstanceType>, ProviderError> {
         Ok(self.inner.facts.types(self.client().await?, &self.inner.settings).await?.to_vec())
+    }
+
+    async fn zones(&self) -> Result<Vec<Zone>, ProviderError> {
+        let subnets = self.inner.facts.subnets(self.client().await?, &self.inner.settings).await?;
+        let mut zones: Vec<Zone> = Vec::new();
+        for subnet in subnets {
+            if !zones.contains(&subnet.zone) {
+                zones.push(subnet.zone.clone());
+            }
+        }
+        Ok(zones)
     }
 
     fn limits(&self) -> Limits {

@@ -14,9 +14,6 @@ use crate::error::provider_error;
 use crate::facts::{Facts, SubnetFacts, read_subnets};
 use crate::request;
 
-/// A guest boots with fewer, but then the subnet is as good as full.
-const FREE_ADDRESSES: i32 = 1;
-
 pub(crate) async fn verify(client: &Client, settings: &AwsSettings, facts: &Facts) -> Result<(), ProviderError> {
     let mut problems = Vec::new();
     // Each finds what it can; only what makes every later question pointless ends it: no credentials, no way to EC2.
@@ -74,7 +71,7 @@ async fn image(client: &Client, settings: &AwsSettings) -> Result<Vec<String>, P
 fn addresses(subnets: &[SubnetFacts]) -> Vec<String> {
     let mut problems: Vec<String> = subnets
         .iter()
-        .filter(|subnet| subnet.free_addresses < FREE_ADDRESSES)
+        .filter(|subnet| subnet.free_addresses < 1)
         .map(|subnet| format!("provider.aws.subnets: {} in {} has no free address", subnet.id, subnet.zone))
         .collect();
     if let Some(first) = subnets.first()

@@ -61,10 +61,11 @@ pub struct Class {
     #[serde(skip_serializing_if = "Vec::is_empty")]
     #[schemars(default)]
     pub instance_types: Vec<String>,
-    /// Where to launch; `None` leaves it to the provider.
+    /// The only zone to launch in; `None` leaves it to `zones`.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub zone: Option<Zone>,
-    /// Where to launch, the first choice first; another one is tried while a zone has no capacity. Excludes `zone`.
+    /// Where to launch, the first choice first; another one is tried while a zone has no capacity. Excludes `zone`; without either, all
+    /// zones of the provider are.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     #[schemars(default)]
     pub zones: Vec<Zone>,

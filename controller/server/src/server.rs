@@ -63,7 +63,8 @@ pub async fn serve(config: &ControllerConfig, provider: &Provider, stop: impl Fu
         None => None,
     };
     let binder_ca = Arc::new(state.binder_ca.clone());
-    let (driver, engine) = engine(state, provider, config.class.clone(), Timing::default());
+    let classes = with_zones(config.class.clone(), provider.cloud.as_ref()).await;
+    let (driver, engine) = engine(state, provider, classes, Timing::default());
     let socket: &PathBuf = &config.claims_socket;
     let listener = peerpods_claims::bind_socket(socket).map_err(listen(socket.display().to_string()))?;
     let admin_socket = config.admin_socket();
@@ -121,6 +122,18 @@ async fn verify(cloud: &dyn CloudProvider) -> Result<(), ProviderError> {
         tracing::warn!(%error, "the provider cannot be verified yet");
         tokio::time::sleep(pause).await;
     }
+}
+
+/// Classes that name no zone may use all that the provider has, so that a full one is passed over.
+async fn with_zones(mut classes: BTreeMap<ClassName, Class>, cloud: &dyn CloudProvider) -> BTreeMap<ClassName, Class> {
+    match cloud.zones().await {
+        Ok(zones) => {
+            let unplaced = classes.values_mut().filter(|class| class.zone.is_none() && class.zones.is_empty());
+            unplaced.for_each(|class| class.zones.clone_from(&zones));
+        }
+        Err(error) => tracing::warn!(%error, "the provider's zones are unknown: classes without zones use its first one"),
+    }
+    classes
 }
 
 /// An engine over the opened folder.

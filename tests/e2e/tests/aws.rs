@@ -152,3 +152,15 @@ async fn a_guest_that_ends_takes_its_instance_with_it_and_the_pod_is_told_why() 
     shim.stop_vm().await.unwrap();
     wait_until_nothing_exists(&world);
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_full_zone_is_passed_over() {
+    let mut world = world(&[]);
+    let mock = world.mock().unwrap();
+    mock.post(world.netns(), "/capacity", &json!({ "type": "m6a.large", "zone": "eu-west-1a", "left": 0 })).unwrap();
+    let (shim, _) = sandbox(&mut world, "web", 4).await;
+    let instances = world.mock().unwrap().get(world.netns(), "/instances").unwrap();
+    assert_eq!((instances.as_array().map(Vec::len), &instances[0]["zone"]), (Some(1), &json!("eu-west-1b")), "{instances}");
+    shim.stop_vm().await.unwrap();
+    wait_until_nothing_exists(&world);
+}

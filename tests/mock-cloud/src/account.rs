@@ -1,17 +1,17 @@
 //! One account's instances and what belongs to them. No front end's words and no clock of its own: times are arguments.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, HashMap, HashSet};
 use std::net::Ipv4Addr;
 use std::time::Duration;
 
 use tokio::time::Instant;
 
-use crate::catalog::{IMAGE, SUBNETS, Subnet, TYPES, Type, find_subnet};
+use crate::catalog::{IMAGE, SUBNET_ADDRESSES, SUBNETS, Subnet, TYPES, Type};
 
 /// How long a terminated instance is still shown ("Terminate your instance" of the EC2 user guide: "for a short while", about an hour).
 const SHOWN_AFTER_ITS_END: Duration = Duration::from_secs(3600);
 
-/// Addresses of a /24 that EC2 keeps for itself: the first four and the last.
+/// Addresses of a subnet that EC2 keeps for itself: the first four and the last.
 const RESERVED: u32 = 5;
 
 /// What is asked for.
@@ -220,13 +220,15 @@ impl Account {
         let launch = std::sync::Arc::new(launch);
         self.next += 1;
         let reservation = format!("r-{:017x}", self.next);
+        let mut used: HashSet<Ipv4Addr> = self.instances.values().filter(|one| one.has_parts(now)).map(|one| one.address).collect();
         let mut ids = Vec::new();
         for (index, address) in addresses.iter().enumerate() {
             let number = self.next;
             self.next += 1;
             // Random-looking ids, always the same: nobody may come to rely on their order.
             let id = format!("i-{:017x}", mix(number) >> 4);
-            let Some(address) = address.or_else(|| self.free_address(&launch.subnet, now)) else { continue };
+            let Some(address) = address.or_else(|| free_address(&launch.subnet, &used)) else { continue };
+            used.insert(address);
             let tags = launch.tags[0].clone();
             let (reservation, launch, index) = (reservation.clone(), launch.clone(), u32::try_from(index).unwrap_or(u32::MAX));
             let instance = Instance {
@@ -286,7 +288,7 @@ impl Account {
     /// How many addresses a subnet has left.
     pub fn free_addresses(&self, subnet: &Subnet, now: Instant) -> u32 {
         let used = self.instances.values().filter(|one| one.launch.subnet == *subnet && one.has_parts(now)).count();
-        (256 - RESERVED).saturating_sub(u32::try_from(used).unwrap_or(u32::MAX))
+        (SUBNET_ADDRESSES - RESERVED).saturating_sub(u32::try_from(used).unwrap_or(u32::MAX))
     }
 
     /// Sets how many more instances of a type a zone takes; `None` is without end.
@@ -306,12 +308,12 @@ impl Account {
     fn vcpus(&self, now: Instant) -> u32 {
         self.instances.values().filter(|one| one.state(now) != State::Terminated).map(|one| one.launch.instance_type.vcpus).sum()
     }
+}
 
-    fn free_address(&self, subnet: &Subnet, now: Instant) -> Option<Ipv4Addr> {
-        let network = u32::from(find_subnet(subnet.id)?.network);
-        let is_used = |address: Ipv4Addr| self.instances.values().any(|one| one.address == address && one.has_parts(now));
-        (4..255).map(|host| Ipv4Addr::from(network + host)).find(|address| !is_used(*address))
-    }
+/// The lowest address that nobody has.
+fn free_address(subnet: &Subnet, used: &HashSet<Ipv4Addr>) -> Option<Ipv4Addr> {
+    let network = u32::from(subnet.network);
+    (4..SUBNET_ADDRESSES - 1).map(|host| Ipv4Addr::from(network + host)).find(|address| !used.contains(address))
 }
 
 fn is_shown(instance: &Instance, now: Instant) -> bool {

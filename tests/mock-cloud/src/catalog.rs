@@ -61,15 +61,18 @@ pub struct Subnet {
     pub id: &'static str,
     /// Its zone.
     pub zone: &'static str,
-    /// The network's address; it is a /24.
+    /// The network's address; it is a /20.
     pub network: Ipv4Addr,
 }
 
+/// How many addresses each has.
+pub const SUBNET_ADDRESSES: u32 = 4096;
+
 /// One in each zone.
 pub const SUBNETS: [Subnet; 3] = [
-    Subnet { id: "subnet-0000000000000000a", zone: "eu-west-1a", network: Ipv4Addr::new(10, 0, 1, 0) },
-    Subnet { id: "subnet-0000000000000000b", zone: "eu-west-1b", network: Ipv4Addr::new(10, 0, 2, 0) },
-    Subnet { id: "subnet-0000000000000000c", zone: "eu-west-1c", network: Ipv4Addr::new(10, 0, 3, 0) },
+    Subnet { id: "subnet-0000000000000000a", zone: "eu-west-1a", network: Ipv4Addr::new(10, 0, 0, 0) },
+    Subnet { id: "subnet-0000000000000000b", zone: "eu-west-1b", network: Ipv4Addr::new(10, 0, 16, 0) },
+    Subnet { id: "subnet-0000000000000000c", zone: "eu-west-1c", network: Ipv4Addr::new(10, 0, 32, 0) },
 ];
 
 /// Whether a type is offered in a zone: GPUs are not everywhere.

@@ -96,6 +96,8 @@ async fn an_instance_that_lost_its_tags_is_not_gone() {
 #[tokio::test]
 async fn zones_choose_subnets_and_public_addresses_come_with_running() {
     let world = World::start(Options::default()).await;
+    let zones: Vec<String> = world.provider().zones().await.unwrap().iter().map(ToString::to_string).collect();
+    assert_eq!(zones, ["eu-west-1a", "eu-west-1b", "eu-west-1c"], "as the subnets stand in the settings");
     let provider = world.provider_with(|settings| settings.public_address = true);
     let zone = Some(Zone::new("eu-west-1c").unwrap());
     let launched = provider.launch(&LaunchRequest { zone, ..request("c") }).await.unwrap().instances.remove(0);

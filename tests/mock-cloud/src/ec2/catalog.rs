@@ -136,7 +136,7 @@ pub(super) fn describe_subnets(cloud: &Cloud, query: &Query) -> Result<Element, 
             .text("subnetId", subnet.id)
             .text("state", "available")
             .text("vpcId", VPC)
-            .text("cidrBlock", format!("{}/24", subnet.network))
+            .text("cidrBlock", format!("{}/20", subnet.network))
             .text("availableIpAddressCount", cloud.account(|account, now| account.free_addresses(subnet, now)))
             .text("availabilityZone", subnet.zone)
             .text("mapPublicIpOnLaunch", false)

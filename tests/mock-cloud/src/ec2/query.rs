@@ -16,7 +16,7 @@ pub(super) struct Query {
     used: Mutex<BTreeSet<String>>,
 }
 
-// Looked at by one call alone.
+/// Which part of a list is asked for.
 #[derive(Debug)]
 pub(super) struct Page {
     pub(super) from: usize,
