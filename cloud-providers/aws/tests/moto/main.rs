@@ -8,8 +8,8 @@
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
 use std::collections::BTreeSet;
+use std::io::{BufRead as _, BufReader};
 use std::process::{Child, Command, Stdio};
-use std::time::Duration;
 
 use aws_sdk_ec2::types::{ArchitectureValues, BootModeValues};
 use peerpods_cloud_api::Tee;
@@ -82,23 +82,20 @@ impl Drop for Moto {
 }
 
 impl Moto {
-    async fn start(program: &str) -> Self {
-        let port = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
-        let server = Command::new(program)
-            .args(["-H", "127.0.0.1", "-p", &port.to_string()])
+    fn start(program: &str) -> Self {
+        let mut server = Command::new(program)
+            .args(["-H", "127.0.0.1", "-p", "0"])
             // Over a thousand images that nobody asks for; reading them takes moto half a minute.
             .env("MOTO_EC2_LOAD_DEFAULT_AMIS", "false")
             .stdout(Stdio::null())
-            .stderr(Stdio::null())
+            .stderr(Stdio::piped())
             .spawn()
             .unwrap();
-        let moto = Self { server, endpoint: format!("http://127.0.0.1:{port}") };
-        let begin = tokio::time::Instant::now();
-        while tokio::net::TcpStream::connect(("127.0.0.1", port)).await.is_err() {
-            assert!(begin.elapsed() < Duration::from_secs(60), "moto does not listen");
-            tokio::time::sleep(Duration::from_millis(100)).await;
-        }
-        moto
+        let mut lines = BufReader::new(server.stderr.take().unwrap()).lines();
+        let said = lines.by_ref().map_while(Result::ok).find_map(|line| Some(line.split_once("Running on ")?.1.trim().to_owned()));
+        // It logs every call: whoever does not read on would stop it.
+        std::thread::spawn(move || lines.for_each(drop));
+        Self { server, endpoint: said.expect("moto says where it listens") }
     }
 
     /// An account with an image, as an operator makes it; the rest moto has by itself.
@@ -134,7 +131,7 @@ async fn provider_conforms_as_far_as_moto_does() {
         println!("nothing was tested: PEERPODS_MOTO does not name moto_server");
         return;
     };
-    let moto = Moto::start(&program).await;
+    let moto = Moto::start(&program);
     let settings = moto.settings().await;
     let subject = Subject {
         open: Box::new(move || std::sync::Arc::new(AwsProvider::new(settings.clone()).unwrap())),
