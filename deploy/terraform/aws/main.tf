@@ -15,8 +15,10 @@ locals {
   folder     = abspath("${path.module}/image")
   name       = "peerpods-${var.cluster}"
   # What an image is made of; a change of any of them builds and registers a new one.
-  inputs = sha256(join("", [for file in ["Cargo.lock", "pod-vm-image/recipe/pins.toml"] : filesha256("${local.repository}/${file}")]))
-  tags   = merge(var.tags, { "peerpods:cluster" = var.cluster })
+  folders = ["pod-vm-image", "agent-proxy/network", "agent-proxy/protos", "agent-proxy/tunnel"]
+  sources = flatten([for folder in local.folders : [for file in fileset("${local.repository}/${folder}", "**/*.{proto,rs,toml}") : "${folder}/${file}"]])
+  inputs  = sha256(join("", [for file in concat(["Cargo.lock", "Cargo.toml"], local.sources) : filesha256("${local.repository}/${file}")]))
+  tags    = merge(var.tags, { "peerpods:cluster" = var.cluster })
 }
 
 data "aws_region" "here" {}

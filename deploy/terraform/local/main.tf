@@ -7,7 +7,9 @@ terraform {
 locals {
   repository = abspath("${path.module}/../../..")
   # What an image is made of; a change of any of them builds a new one.
-  inputs = sha256(join("", [for file in ["Cargo.lock", "pod-vm-image/recipe/pins.toml"] : filesha256("${local.repository}/${file}")]))
+  folders = ["pod-vm-image", "agent-proxy/network", "agent-proxy/protos", "agent-proxy/tunnel"]
+  sources = flatten([for folder in local.folders : [for file in fileset("${local.repository}/${folder}", "**/*.{proto,rs,toml}") : "${folder}/${file}"]])
+  inputs  = sha256(join("", [for file in concat(["Cargo.lock", "Cargo.toml"], local.sources) : filesha256("${local.repository}/${file}")]))
 }
 
 resource "terraform_data" "image" {
