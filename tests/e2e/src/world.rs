@@ -1,6 +1,7 @@
 //! One node on this machine: its namespace, registry, controller and node daemon, with files in a folder of its own.
 
 mod config;
+mod sandbox;
 
 use std::net::Ipv4Addr;
 use std::os::unix::fs::MetadataExt as _;

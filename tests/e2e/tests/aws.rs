@@ -2,11 +2,10 @@
 
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
-use std::net::SocketAddr;
 use std::time::Duration;
 
 use anyhow::ensure;
-use peerpods_e2e::{Cloud, ContainerRequest, Image, KataShim, Level, SECRET, World, WorldOptions, eventually};
+use peerpods_e2e::{Cloud, ContainerRequest, Image, Level, SECRET, World, WorldOptions, eventually};
 use serde_json::{Value, json};
 
 const A: &str = "aaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaa";
@@ -17,17 +16,6 @@ fn world(mock_extra: &[&str]) -> World {
     let world = World::start(&WorldOptions { cloud: Cloud::MockAws, mock_extra, ..WorldOptions::new(Level::Sandbox) }).unwrap();
     world.registry().push(world.netns(), "app", "1", &Image::busybox(&[("www/index.html", b"hello\n")]).unwrap()).unwrap();
     world
-}
-
-/// A pod up to its pause container.
-async fn sandbox(world: &mut World, name: &str, seed: u64) -> (KataShim, SocketAddr) {
-    let pod = world.add_pod().unwrap();
-    let (netns, address) = (pod.netns().path(), SocketAddr::from((pod.address(), 8080)));
-    let mut shim = world.shim(name, seed);
-    let socket = shim.create_vm(&netns, &[("cc_init_data", &world.initdata())]).await.unwrap();
-    shim.start_vm(&socket).await.unwrap();
-    shim.create_sandbox().await.unwrap();
-    (shim, address)
 }
 
 fn wait_until_nothing_exists(world: &World) {
@@ -42,7 +30,7 @@ fn wait_until_nothing_exists(world: &World) {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_pod_runs_in_an_instance_that_renews_its_lease_and_is_terminated() {
     let mut world = world(&["--lease-secs", "4"]);
-    let (shim, address) = sandbox(&mut world, "web", 1).await;
+    let (shim, address, _) = world.sandbox("web", 1).await.unwrap();
     let image = format!("{}/app:1", world.registry_host());
     shim.create_container(&ContainerRequest::new(A, &image, &["/bin/sh", "-c", "exec httpd -f -p 8080 -h /www"])).await.unwrap();
     shim.start_container(A).await.unwrap();
@@ -94,7 +82,7 @@ fn files(folder: &std::path::Path) -> Vec<(std::path::PathBuf, Vec<u8>)> {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn the_providers_secret_is_in_its_configuration_alone() {
     let mut world = world(&[]);
-    let (shim, _) = sandbox(&mut world, "web", 2).await;
+    let (shim, _, _) = world.sandbox("web", 2).await.unwrap();
     let mock = world.mock().unwrap();
     // What goes wrong is written down too.
     for kind in [json!({ "refuse": { "code": "UnauthorizedOperation", "status": 403 } }), json!("fail-after"), json!("close-after")] {
@@ -138,7 +126,7 @@ async fn the_providers_secret_is_in_its_configuration_alone() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_guest_that_ends_takes_its_instance_with_it_and_the_pod_is_told_why() {
     let mut world = world(&[]);
-    let (shim, _) = sandbox(&mut world, "web", 3).await;
+    let (shim, _, _) = world.sandbox("web", 3).await.unwrap();
     let machine = world.machines().remove(0);
     let record: Value = serde_json::from_slice(&std::fs::read(machine.join("machine.json")).unwrap()).unwrap();
     let pid = i32::try_from(record["process"]["pid"].as_i64().unwrap()).unwrap();
@@ -158,7 +146,7 @@ async fn a_full_zone_is_passed_over() {
     let mut world = world(&[]);
     let mock = world.mock().unwrap();
     mock.post(world.netns(), "/capacity", &json!({ "type": "m6a.large", "zone": "eu-west-1a", "left": 0 })).unwrap();
-    let (shim, _) = sandbox(&mut world, "web", 4).await;
+    let (shim, _, _) = world.sandbox("web", 4).await.unwrap();
     let instances = world.mock().unwrap().get(world.netns(), "/instances").unwrap();
     assert_eq!((instances.as_array().map(Vec::len), &instances[0]["zone"]), (Some(1), &json!("eu-west-1b")), "{instances}");
     shim.stop_vm().await.unwrap();

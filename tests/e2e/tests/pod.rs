@@ -6,7 +6,7 @@ use std::net::SocketAddr;
 use std::time::Duration;
 
 use anyhow::ensure;
-use peerpods_e2e::{ContainerRequest, Image, KataShim, Level, World, WorldOptions, eventually};
+use peerpods_e2e::{ContainerRequest, Image, Level, World, WorldOptions, eventually};
 
 const A: &str = "aaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaa";
 const B: &str = "bbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbb";
@@ -19,21 +19,10 @@ fn world() -> (World, String) {
     (world, image)
 }
 
-/// A pod up to its pause container.
-async fn sandbox(world: &mut World, name: &str, seed: u64) -> (KataShim, SocketAddr, std::path::PathBuf) {
-    let pod = world.add_pod().unwrap();
-    let (netns, address) = (pod.netns().path(), SocketAddr::from((pod.address(), 8080)));
-    let mut shim = world.shim(name, seed);
-    let socket = shim.create_vm(&netns, &[("cc_init_data", &world.initdata())]).await.unwrap();
-    shim.start_vm(&socket).await.unwrap();
-    shim.create_sandbox().await.unwrap();
-    (shim, address, socket)
-}
-
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_pod_of_two_containers_runs_and_answers_on_its_address() {
     let (mut world, image) = world();
-    let (shim, address, _) = sandbox(&mut world, "web", 1).await;
+    let (shim, address, _) = world.sandbox("web", 1).await.unwrap();
     let hosts = shim.copy_file(A, "hosts", b"127.0.0.1 localhost\n").await.unwrap();
     let mut web = ContainerRequest::new(A, &image, &["/bin/sh", "-c", "exec httpd -f -p 8080 -h /www"]);
     web.binds.push(("/etc/hosts".to_owned(), hosts));
@@ -83,7 +72,7 @@ async fn a_pod_vm_that_waits_serves_the_next_pod() {
         Ok(machines)
     };
     let waiting = eventually("one waits", limit, || count_machines(&world, 1)).unwrap().remove(0);
-    let (shim, _, _) = sandbox(&mut world, "web", 3).await;
+    let (shim, _, _) = world.sandbox("web", 3).await.unwrap();
     let list = world.node_list().unwrap().to_string();
     let id = waiting.file_name().unwrap().to_str().unwrap();
     assert!(list.contains(id), "{id} waited, and the pod runs in another one: {list}");
@@ -101,7 +90,7 @@ async fn a_pod_vm_that_waits_serves_the_next_pod() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn an_operator_lists_explains_and_deletes() {
     let (mut world, _) = world();
-    let (shim, _, _) = sandbox(&mut world, "web", 4).await;
+    let (shim, _, _) = world.sandbox("web", 4).await.unwrap();
     let machine = world.machines().remove(0);
     let id = machine.file_name().unwrap().to_str().unwrap();
     let said = |args: &[&str]| world.peerpodctl(args).unwrap();
@@ -145,7 +134,7 @@ async fn an_operator_lists_explains_and_deletes() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_workload_reaches_neither_metadata_nor_the_guest_channel() {
     let (mut world, image) = world();
-    let (shim, _, _) = sandbox(&mut world, "curious", 2).await;
+    let (shim, _, _) = world.sandbox("curious", 2).await.unwrap();
     shim.create_container(&ContainerRequest::new(A, &image, &["/bin/sleep", "600"])).await.unwrap();
     shim.start_container(A).await.unwrap();
     let machine = std::fs::read_dir(world.machines().first().unwrap()).unwrap().count();
@@ -180,7 +169,7 @@ async fn a_pod_in_the_hosts_network_gets_loopback_alone() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn killing_both_daemons_is_invisible_to_a_ready_pod() {
     let (mut world, image) = world();
-    let (shim, _, _) = sandbox(&mut world, "steady", 3).await;
+    let (shim, _, _) = world.sandbox("steady", 3).await.unwrap();
     let script = "i=0; while [ $i -lt 200 ]; do echo line $i; i=$((i+1)); usleep 10000; done";
     shim.create_container(&ContainerRequest::new(A, &image, &["/bin/sh", "-c", script])).await.unwrap();
     shim.start_container(A).await.unwrap();
@@ -203,7 +192,7 @@ async fn killing_both_daemons_is_invisible_to_a_ready_pod() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn stop_is_durable_while_the_controller_is_away() {
     let (mut world, _) = world();
-    let (shim, _, _) = sandbox(&mut world, "late", 4).await;
+    let (shim, _, _) = world.sandbox("late", 4).await.unwrap();
     world.kill_controller().unwrap();
     let begin = std::time::SystemTime::now();
     shim.stop_vm().await.unwrap();
@@ -217,7 +206,7 @@ async fn stop_is_durable_while_the_controller_is_away() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn an_outage_longer_than_tcp_bears_is_invisible_to_the_shim() {
     let (mut world, image) = world();
-    let (shim, _, socket) = sandbox(&mut world, "cut-off", 5).await;
+    let (shim, _, socket) = world.sandbox("cut-off", 5).await.unwrap();
     // Kata's shim opens a second connection that never speaks; losing it is harmless.
     drop(std::os::unix::net::UnixStream::connect(&socket).unwrap());
     let script = "i=0; while [ $i -lt 300 ]; do echo line $i; i=$((i+1)); usleep 100000; done";

@@ -2,10 +2,10 @@
 
 use std::collections::BTreeMap;
 
-use peerpods_cloud_api::{CloudProvider as _, InstanceState, LaunchRequest, OwnerTag, ProviderError, Tee, Zone};
+use peerpods_cloud_api::{CloudProvider as _, Instance, InstanceState, LaunchRequest, OwnerTag, ProviderError, Tee, Zone};
 use peerpods_mock_cloud::{Call, Cloud, Options};
 
-use crate::world::{World, request};
+use crate::world::{World, request, until, until_gone};
 
 fn calls(cloud: &Cloud, action: &str) -> Vec<Call> {
     cloud.calls().into_iter().filter(|call| call.action == action).collect()
@@ -54,9 +54,7 @@ async fn a_listing_reads_all_pages_and_nothing_terminated() {
     let listed = provider.list(&owner).await.unwrap();
     assert_eq!(listed.len(), 200);
     provider.delete(&listed[0].id).await.unwrap();
-    while provider.get(&listed[0].id).await.is_ok() {
-        tokio::task::yield_now().await;
-    }
+    until_gone(provider.as_ref(), &listed[0].id).await;
     assert_eq!(provider.list(&owner).await.unwrap().len(), 199);
 }
 
@@ -88,9 +86,7 @@ async fn an_instance_that_lost_its_tags_is_not_gone() {
     assert!(matches!(&said, Err(ProviderError::Internal { detail }) if detail.contains("has lost its tags")), "{said:?}");
     // It can still be deleted, and is then gone.
     provider.delete(&id).await.unwrap();
-    while provider.get(&id).await != Err(ProviderError::NotFound) {
-        tokio::task::yield_now().await;
-    }
+    until_gone(provider.as_ref(), &id).await;
 }
 
 #[tokio::test]
@@ -102,13 +98,8 @@ async fn zones_choose_subnets_and_public_addresses_come_with_running() {
     let zone = Some(Zone::new("eu-west-1c").unwrap());
     let launched = provider.launch(&LaunchRequest { zone, ..request("c") }).await.unwrap().instances.remove(0);
     assert_eq!(launched.address, None, "EC2 gives the public address when it runs");
-    let running = loop {
-        let seen = provider.get(&launched.id).await.unwrap();
-        if seen.state == InstanceState::Running {
-            break seen;
-        }
-        tokio::task::yield_now().await;
-    };
+    let is_running = |seen: &Result<Instance, ProviderError>| seen.as_ref().is_ok_and(|one| one.state == InstanceState::Running);
+    let running = until(&provider, &launched.id, is_running).await.unwrap();
     assert!(running.address.unwrap().to_string().starts_with("203.0.113."));
     let report = peerpods_mock_cloud::admin::instances(&world.cloud).remove(0);
     assert_eq!((report.zone.as_str(), report.snp), ("eu-west-1c", true));

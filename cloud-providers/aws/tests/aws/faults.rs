@@ -6,7 +6,7 @@ use peerpods_cloud_api::{CloudProvider as _, LaunchRequest, Limits, OwnerTag, Pr
 use peerpods_mock_cloud::Options;
 use peerpods_mock_cloud::faults::{Fault, Kind};
 
-use crate::world::{World, request};
+use crate::world::{World, request, until_gone};
 
 fn fault(action: &str, kind: Kind) -> Fault {
     Fault { action: action.to_owned(), kind, times: 1 }
@@ -70,9 +70,7 @@ async fn instances_that_are_all_gone_are_an_empty_launch() {
     let provider = world.provider();
     let id = provider.launch(&request("gone")).await.unwrap().instances.remove(0).id;
     provider.delete(&id).await.unwrap();
-    while provider.get(&id).await.is_ok() {
-        tokio::task::yield_now().await;
-    }
+    until_gone(provider.as_ref(), &id).await;
     assert_eq!(provider.launch(&request("gone")).await.unwrap().instances, []);
     assert_eq!(provider.get(&id).await, Err(ProviderError::NotFound));
     // EC2 still knows it for an hour and accepts another end of it.

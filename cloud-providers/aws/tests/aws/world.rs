@@ -1,9 +1,10 @@
 //! A mock cloud in this process, and providers that talk to it.
 
 use std::sync::Arc;
+use std::time::{Duration, Instant};
 
 use peerpods_cloud_api::settings::aws::AwsSettings;
-use peerpods_cloud_api::{CloudProvider, LaunchRequest, LaunchToken, OwnerTag, Tee};
+use peerpods_cloud_api::{CloudProvider, Instance, InstanceId, LaunchRequest, LaunchToken, OwnerTag, ProviderError, Tee};
 use peerpods_cloud_aws::AwsProvider;
 use peerpods_mock_cloud::{Cloud, Options, Server, ServerOptions, catalog};
 use tokio::task::JoinHandle;
@@ -59,6 +60,31 @@ impl Drop for World {
     fn drop(&mut self) {
         self.server.abort();
     }
+}
+
+/// More than the mock cloud ever takes.
+const PATIENCE: Duration = Duration::from_secs(30);
+
+/// Reads an instance until this is true of what is read.
+pub(crate) async fn until(
+    provider: &dyn CloudProvider,
+    id: &InstanceId,
+    is_so: impl Fn(&Result<Instance, ProviderError>) -> bool,
+) -> Result<Instance, ProviderError> {
+    let begin = Instant::now();
+    loop {
+        let seen = provider.get(id).await;
+        if is_so(&seen) {
+            return seen;
+        }
+        assert!(begin.elapsed() < PATIENCE, "{id}: {seen:?}");
+        tokio::task::yield_now().await;
+    }
+}
+
+/// Waits until an instance is gone.
+pub(crate) async fn until_gone(provider: &dyn CloudProvider, id: &InstanceId) {
+    let _ = until(provider, id, |seen| *seen == Err(ProviderError::NotFound)).await;
 }
 
 /// One SNP instance, please.

@@ -85,11 +85,9 @@ pub(super) fn describe_offerings(query: &Query) -> Result<Element, Ec2Error> {
 }
 
 pub(super) fn describe_images(query: &Query) -> Result<Element, Ec2Error> {
-    let (ids, filters, page) = (query.list("ImageId"), Filter::all(query)?, query.page(1000)?);
+    let (ids, page) = (query.list("ImageId"), query.page(1000)?);
+    Filter::none(query)?;
     query.finish()?;
-    if let Some(filter) = filters.first() {
-        return Err(filter.unknown());
-    }
     for id in &ids {
         if !id.starts_with("ami-") {
             return Err(Ec2Error::new("InvalidAMIID.Malformed", 400, format!("Invalid id: \"{id}\" (expecting \"ami-...\")")));
@@ -122,11 +120,9 @@ pub(super) fn describe_images(query: &Query) -> Result<Element, Ec2Error> {
 }
 
 pub(super) fn describe_subnets(cloud: &Cloud, query: &Query) -> Result<Element, Ec2Error> {
-    let (ids, filters, page) = (query.list("SubnetId"), Filter::all(query)?, query.page(1000)?);
+    let (ids, page) = (query.list("SubnetId"), query.page(1000)?);
+    Filter::none(query)?;
     query.finish()?;
-    if let Some(filter) = filters.first() {
-        return Err(filter.unknown());
-    }
     if let Some(unknown) = ids.iter().find(|id| !SUBNETS.iter().any(|subnet| subnet.id == **id)) {
         return Err(Ec2Error::not_found("SubnetID", unknown));
     }
@@ -146,11 +142,9 @@ pub(super) fn describe_subnets(cloud: &Cloud, query: &Query) -> Result<Element, 
 }
 
 pub(super) fn describe_groups(query: &Query) -> Result<Element, Ec2Error> {
-    let (ids, filters, page) = (query.list("GroupId"), Filter::all(query)?, query.page(1000)?);
+    let (ids, page) = (query.list("GroupId"), query.page(1000)?);
+    Filter::none(query)?;
     query.finish()?;
-    if let Some(filter) = filters.first() {
-        return Err(filter.unknown());
-    }
     if let Some(unknown) = ids.iter().find(|id| ![GROUP, FOREIGN_GROUP].contains(&id.as_str())) {
         return Err(Ec2Error::not_found("Group", unknown));
     }

@@ -23,6 +23,11 @@ impl Filter {
         query.structures("Filter").iter().map(read).collect()
     }
 
+    /// For what takes no filter here.
+    pub(super) fn none(query: &Query) -> Result<(), Ec2Error> {
+        Self::all(query)?.first().map_or(Ok(()), |filter| Err(filter.unknown()))
+    }
+
     /// Whether something that has these values (none, or several) matches.
     pub(super) fn matches<'a>(&self, has: impl IntoIterator<Item = &'a str>) -> bool {
         has.into_iter().any(|value| self.values.iter().any(|pattern| is_like(pattern.as_bytes(), value.as_bytes())))

@@ -25,7 +25,7 @@ pub(crate) fn mock_options(seed: u64) -> Vec<String> {
 /// Launches the neighbours' instances: one with no tag, and two whose owner's name resembles ours.
 pub(crate) fn move_in(world: &World) -> Result<()> {
     let Some(mock) = world.mock() else { return Ok(()) };
-    let owner = std::fs::read_to_string(world.folder().join("controller/owner")).unwrap_or_default();
+    let owner = std::fs::read_to_string(world.folder().join("controller/owner")).context("the controller's owner tag")?;
     let owner = owner.trim();
     // Their guests wait for a binder that never comes; one without user data would give up and end its instance by itself.
     let user_data = json!({ "version": 1, "binder_ca_sha256": "0".repeat(64), "tee": "sample" }).to_string();
