@@ -63,6 +63,17 @@ impl Listener {
     }
 }
 
+/// Listens on a port of 127.0.0.1 in the netns pinned there: what a service of this process offers to the pod and to nobody else.
+pub async fn listen(netns: &Path, port: u16) -> io::Result<tokio::net::TcpListener> {
+    let inside = Netns::open(netns).map_err(io::Error::other)?;
+    let listen = move || {
+        let socket = std::net::TcpListener::bind((Ipv4Addr::LOCALHOST, port))?;
+        socket.set_nonblocking(true)?;
+        Ok(socket)
+    };
+    tokio::net::TcpListener::from_std(inside.run(listen).await?)
+}
+
 /// Connects to a port on the loopback of the netns pinned there, as containerd does on a node: 127.0.0.1, then ::1.
 pub async fn connect(netns: &Path, port: u16) -> io::Result<TcpStream> {
     let inside = Netns::open(netns).map_err(io::Error::other)?;

@@ -14,6 +14,7 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use peerpods_claims::{Claim, ClaimError, ClaimRequest, ClaimStream};
+use peerpods_evidence::{ReferenceValues, RootOfTrust};
 use peerpods_tunnel::BindRequest;
 use peerpods_tunnel::node::Pin;
 
@@ -55,10 +56,14 @@ pub struct BindTarget<'a> {
     pub tee: &'a str,
     /// The certificates that let this node bind it, leaf first, DER.
     pub chain: &'a [Vec<u8>],
+    /// The least that must stand behind its evidence.
+    pub root_of_trust: RootOfTrust,
+    /// What its image must be.
+    pub reference_values: &'a ReferenceValues,
     /// What it is given.
     pub request: &'a BindRequest,
-    /// Whether this request may have reached it before: then it may be bound already, by this request alone.
-    pub may_be_bound: bool,
+    /// The key of the pod VM that this request may have reached before: it alone may show that it is bound already, by this request.
+    pub attested_key: Option<Pin>,
     /// For all tries together.
     pub deadline: Duration,
 }
@@ -67,8 +72,8 @@ pub struct BindTarget<'a> {
 pub trait BindObserver {
     /// Evidence has arrived.
     fn evidence_arrived(&mut self) -> Result<(), String>;
-    /// It is accepted; Bind will be sent once this has returned.
-    fn attested(&mut self) -> Result<(), String>;
+    /// It is accepted, of a pod VM with this key; Bind will be sent once this has returned.
+    fn attested(&mut self, key: Pin) -> Result<(), String>;
 }
 
 /// A pod VM that has its pod.

@@ -8,6 +8,7 @@ use std::path::PathBuf;
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use peerpods_controller_api::PodRef;
+use peerpods_evidence::{ReferenceValues, RootOfTrust};
 use peerpods_link::folder::ProcessIdentity;
 use peerpods_tunnel::node::Pin;
 use serde::{Deserialize, Serialize};
@@ -89,11 +90,32 @@ pub struct Assigned {
     pub address: IpAddr,
     /// The TEE whose evidence it must show.
     pub tee: String,
+    /// The least that must stand behind that evidence. Files without it are of a time that knew `insecure` alone.
+    #[serde(default = "insecure", skip_serializing_if = "is_insecure")]
+    pub root_of_trust: RootOfTrust,
+    /// What its image must be, as its class says.
+    #[serde(default, skip_serializing_if = "has_none")]
+    pub reference_values: ReferenceValues,
+    /// The key of the pod VM that was attested and may have been given the pod.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub attested_key: Option<Pin>,
     /// The pod network as Bind carries it. Kept, so that a Bind that is sent again has the same bytes.
     pub network: serde_json::Value,
     /// What the pod's class lets it use of this node, in the class's words.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub host_access: Vec<String>,
+}
+
+fn insecure() -> RootOfTrust {
+    RootOfTrust::Insecure
+}
+
+fn is_insecure(root: &RootOfTrust) -> bool {
+    *root == RootOfTrust::Insecure
+}
+
+fn has_none(values: &ReferenceValues) -> bool {
+    values.0.is_empty()
 }
 
 /// A pod VM that is bound.
@@ -298,6 +320,9 @@ mod tests {
             instance_id: "i-1".to_owned(),
             address: IpAddr::from([10, 93, 0, 5]),
             tee: "sample".to_owned(),
+            root_of_trust: RootOfTrust::Insecure,
+            reference_values: ReferenceValues::default(),
+            attested_key: None,
             network: serde_json::Value::Null,
             host_access: Vec::new(),
         }

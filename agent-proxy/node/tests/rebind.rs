@@ -9,6 +9,7 @@ use peerpods_evidence::initdata;
 use peerpods_node::ports::{BindFailure, BindObserver, BindTarget, Bound, PodVms as _, TunnelBinder};
 use peerpods_tunnel::credential::{BinderCa, NodeKey};
 use peerpods_tunnel::guest::{BindHandler, GuestConfig, GuestEndpoint};
+use peerpods_tunnel::node::Pin;
 use peerpods_tunnel::user_data::UserData;
 use peerpods_tunnel::{BindRequest, Pod, Refusal, RefusalCode};
 use tokio::net::TcpListener;
@@ -35,7 +36,7 @@ impl BindObserver for Silent {
         Ok(())
     }
 
-    fn attested(&mut self) -> Result<(), String> {
+    fn attested(&mut self, _key: Pin) -> Result<(), String> {
         Ok(())
     }
 }
@@ -62,7 +63,7 @@ impl World {
         Self { binder: TunnelBinder::new(key).with_port(port), chain }
     }
 
-    async fn bind(&self, sandbox_id: &str, may_be_bound: bool) -> Result<Bound, BindFailure> {
+    async fn bind(&self, sandbox_id: &str, attested_key: Option<Pin>) -> Result<Bound, BindFailure> {
         let request = BindRequest {
             version: 1,
             sandbox_id: sandbox_id.to_owned(),
@@ -75,9 +76,11 @@ impl World {
             instance_id: "i-1",
             address: IpAddr::from([127, 0, 0, 1]),
             tee: "sample",
+            root_of_trust: peerpods_evidence::RootOfTrust::Insecure,
+            reference_values: &peerpods_evidence::ReferenceValues(std::collections::BTreeMap::new()),
             chain: &self.chain,
             request: &request,
-            may_be_bound,
+            attested_key,
             deadline: Duration::from_secs(20),
         };
         self.binder.bind(target, &mut Silent).await
@@ -87,23 +90,34 @@ impl World {
 #[tokio::test]
 async fn bind_whose_answer_was_lost_is_answered_again() {
     let world = World::new().await;
-    let first = world.bind("s1", false).await.expect("bound");
-    let again = world.bind("s1", true).await.expect("the same answer");
+    let first = world.bind("s1", None).await.expect("bound");
+    let again = world.bind("s1", Some(first.pin)).await.expect("the same answer");
     assert_eq!(first.pin, again.pin);
 }
 
 #[tokio::test]
 async fn pod_vm_with_a_history_is_not_accepted_as_new() {
     let world = World::new().await;
-    world.bind("s1", false).await.expect("bound");
-    let failure = world.bind("s2", false).await.expect_err("it has run a workload");
+    world.bind("s1", None).await.expect("bound");
+    let failure = world.bind("s2", None).await.expect_err("it has run a workload");
     assert_eq!(failure.during, "attest the pod VM", "{failure:?}");
 }
 
 #[tokio::test]
 async fn pod_vm_bound_by_another_request_refuses() {
     let world = World::new().await;
-    world.bind("s1", false).await.expect("bound");
-    let failure = world.bind("s2", true).await.expect_err("another sandbox has it");
+    let first = world.bind("s1", None).await.expect("bound");
+    let failure = world.bind("s2", Some(first.pin)).await.expect_err("another sandbox has it");
     assert_eq!(failure.during, "bind the pod VM", "{failure:?}");
+}
+
+/// A workload with the same initdata can have evidence made with report data of its choice, and whoever relays that has another key.
+#[tokio::test]
+async fn extended_register_is_believed_of_the_attested_key_alone() {
+    let world = World::new().await;
+    world.bind("s1", None).await.expect("bound");
+    let another = Pin::try_from("cd".repeat(32)).expect("a pin");
+    let failure = world.bind("s1", Some(another)).await.expect_err("it is not the pod VM that was attested");
+    assert_eq!(failure.during, "attest the pod VM", "{failure:?}");
+    assert!(failure.cause.contains("expected reset"), "{failure:?}");
 }

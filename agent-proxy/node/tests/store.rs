@@ -45,6 +45,9 @@ fn goldens() -> [(&'static str, &'static str, SandboxRecord); 5] {
         instance_id: "i-0123".to_owned(),
         address: address(),
         tee: "sample".to_owned(),
+        root_of_trust: peerpods_evidence::RootOfTrust::Insecure,
+        reference_values: peerpods_evidence::ReferenceValues::default(),
+        attested_key: None,
         network: serde_json::json!({ "version": 1, "vni": 1_000_000 }),
         host_access: Vec::new(),
     });

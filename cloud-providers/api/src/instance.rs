@@ -80,6 +80,8 @@ name!(
 pub enum Tee {
     /// AMD SEV-SNP.
     Snp,
+    /// AMD SEV-SNP with the cloud's own TPM, which shows what was booted and with which initdata: the cloud is trusted for that.
+    SnpTpm,
     /// Intel TDX.
     Tdx,
     /// A TPM alone; protects nothing when it is a software TPM.
@@ -90,12 +92,13 @@ pub enum Tee {
 
 impl Tee {
     /// All values, in the order of their documentation.
-    pub const ALL: [Tee; 4] = [Tee::Snp, Tee::Tdx, Tee::Tpm, Tee::Sample];
+    pub const ALL: [Tee; 5] = [Tee::Snp, Tee::SnpTpm, Tee::Tdx, Tee::Tpm, Tee::Sample];
 
     /// The name used in settings, user data and evidence.
     pub fn as_str(self) -> &'static str {
         match self {
             Tee::Snp => "snp",
+            Tee::SnpTpm => "snp-tpm",
             Tee::Tdx => "tdx",
             Tee::Tpm => "tpm",
             Tee::Sample => "sample",

@@ -58,6 +58,7 @@ fn local_settings_of_v1_mean_what_they_meant() {
         scratch_mib: Mib(1024),
         accelerator: Accelerator::Kvm,
         firmware: Firmware::None,
+        measured: false,
         tsc_khz: Some(2_596_124),
     };
     assert_eq!(toml::from_str::<LocalSettings>(FULL), Ok(full.clone()));
@@ -76,9 +77,19 @@ fn local_settings_of_v1_have_the_same_defaults() {
         scratch_mib: Mib(8192),
         accelerator: Accelerator::Auto,
         firmware: Firmware::None,
+        measured: false,
         tsc_khz: None,
     };
     assert_eq!(toml::from_str(MINIMAL), Ok(minimal));
+}
+
+#[test]
+fn measured_local_settings_are_written_as_they_are_read() {
+    let text = format!("{MINIMAL}firmware = \"uefi\"\nmeasured = true\n");
+    let settings: LocalSettings = toml::from_str(&text).expect("settings");
+    assert!(settings.measured);
+    let written = toml::to_string(&settings).expect("TOML");
+    assert_eq!(toml::from_str::<LocalSettings>(&written), Ok(settings));
 }
 
 #[test]

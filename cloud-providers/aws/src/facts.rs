@@ -133,6 +133,6 @@ fn instance_type(info: &InstanceTypeInfo) -> InstanceType {
         vcpus: number(info.v_cpu_info().and_then(|vcpus| vcpus.default_v_cpus()).unwrap_or(0).into()),
         memory: Mib(number(info.memory_info().and_then(|memory| memory.size_in_mib()).unwrap_or(0))),
         gpus: number(gpus),
-        tees: if has_snp { vec![Tee::Snp, Tee::Sample] } else { vec![Tee::Sample] },
+        tees: if has_snp { vec![Tee::Snp, Tee::SnpTpm, Tee::Sample] } else { vec![Tee::Sample] },
     }
 }

@@ -73,7 +73,7 @@ pub(crate) fn run_instances(
     for kind in [ResourceType::Instance, ResourceType::Volume, ResourceType::NetworkInterface] {
         call = call.tag_specifications(TagSpecification::builder().resource_type(kind).set_tags(Some(tags(settings, request))).build());
     }
-    if request.tee == Tee::Snp {
+    if matches!(request.tee, Tee::Snp | Tee::SnpTpm) {
         call = call.cpu_options(CpuOptionsRequest::builder().amd_sev_snp(AmdSevSnpSpecification::Enabled).build());
     }
     call
@@ -205,7 +205,9 @@ mod tests {
     #[test]
     fn snp_is_asked_for_when_the_class_wants_it_alone() {
         let snp = |input: &RunInstancesInput| input.cpu_options().and_then(|options| options.amd_sev_snp()).cloned();
-        assert_eq!(snp(&input(Tee::Snp)), Some(AmdSevSnpSpecification::Enabled));
+        for tee in [Tee::Snp, Tee::SnpTpm] {
+            assert_eq!(snp(&input(tee)), Some(AmdSevSnpSpecification::Enabled));
+        }
         assert_eq!(snp(&input(Tee::Sample)), None);
     }
 

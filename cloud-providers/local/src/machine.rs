@@ -11,7 +11,8 @@
 //!
 //! How a process is started without ever losing sight of it: the helper ([`helper`]) makes the machine's process, which waits on a
 //! pipe; its pid and start time are recorded; only then is it told to go on. If we die before, it reads end-of-file and exits, having
-//! done nothing. The process belongs to nobody: own session, no open files of ours, reaped by init.
+//! done nothing. The process belongs to nobody: own session, no open files of ours, reaped by init. A machine with a software TPM has
+//! a second one that needs no record, as it cannot outlive the first ([`tpm`]).
 //!
 //! Everything here blocks; [`crate::LocalProvider`] calls it from blocking threads. Locks are `flock`s, which die with their holder:
 //! `<state_dir>/lock` guards planning, addresses and the bridge; `<machine>/lock` guards a machine's steps.
@@ -36,6 +37,7 @@ mod record;
 mod sandbox;
 mod spawn;
 mod start;
+mod tpm;
 mod tsc;
 mod types;
 mod verify;

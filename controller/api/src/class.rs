@@ -1,6 +1,6 @@
 //! Classes: what an operator offers to pods.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
@@ -30,6 +30,17 @@ pub enum HostAccess {
     Privileged,
 }
 
+impl RootOfTrust {
+    /// The word for it in configuration and on the wire.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Hardware => "hardware",
+            Self::CloudTpm => "cloud-tpm",
+            Self::Insecure => "insecure",
+        }
+    }
+}
+
 impl HostAccess {
     /// The word for it in configuration and on the wire.
     pub fn as_str(self) -> &'static str {
@@ -50,6 +61,11 @@ pub struct Class {
     /// What must vouch for image and initdata; a claim that this class cannot serve so fails.
     #[schemars(default)]
     pub root_of_trust: RootOfTrust,
+    /// What claims of the evidence must be, for the node to give a pod VM its pod: the claim's path to the values that are accepted, as
+    /// `peerpodctl measure` prints them. Without any, the node takes every image that the cloud boots; the key broker decides for itself.
+    #[serde(skip_serializing_if = "BTreeMap::is_empty")]
+    #[schemars(default)]
+    pub reference_values: BTreeMap<String, Vec<String>>,
     /// The provider's name of the pod VM image; `None` means the provider's configured one.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub image: Option<String>,
@@ -102,6 +118,12 @@ pub enum ClassError {
     /// The sample TEE protects nothing, and whoever offers it must say so.
     #[error("tee = \"sample\" protects nothing and needs root_of_trust = \"insecure\"")]
     SampleIsInsecure,
+    /// A TPM alone is as good as whoever runs it, and whoever offers it must say so.
+    #[error("tee = \"tpm\" is rooted in whoever runs the TPM and needs root_of_trust = \"insecure\"")]
+    TpmIsInsecure,
+    /// The image and the initdata are in a TPM that the cloud makes.
+    #[error("tee = \"snp-tpm\" has the cloud's TPM say what was booted: write root_of_trust = \"cloud-tpm\"")]
+    SnpTpmTrustsTheCloud,
     /// Both say where to launch.
     #[error("zone and zones exclude each other: put the zone into zones")]
     ZoneAndZones,
@@ -121,9 +143,16 @@ impl Class {
         if tee == Tee::Sample && root_of_trust != RootOfTrust::Insecure {
             return Err(ClassError::SampleIsInsecure);
         }
+        if tee == Tee::Tpm && root_of_trust != RootOfTrust::Insecure {
+            return Err(ClassError::TpmIsInsecure);
+        }
+        if tee == Tee::SnpTpm && root_of_trust == RootOfTrust::Hardware {
+            return Err(ClassError::SnpTpmTrustsTheCloud);
+        }
         Ok(Self {
             tee,
             root_of_trust,
+            reference_values: BTreeMap::new(),
             image: None,
             allowed_images: Vec::new(),
             instance_types: Vec::new(),
@@ -157,6 +186,8 @@ struct ClassFields {
     #[serde(default)]
     root_of_trust: RootOfTrust,
     #[serde(default)]
+    reference_values: BTreeMap<String, Vec<String>>,
+    #[serde(default)]
     image: Option<String>,
     #[serde(default)]
     allowed_images: Vec<String>,
@@ -175,14 +206,25 @@ struct ClassFields {
 impl TryFrom<ClassFields> for Class {
     type Error = ClassError;
     fn try_from(fields: ClassFields) -> Result<Self, ClassError> {
-        let ClassFields { tee, root_of_trust, image, allowed_images, instance_types, zone, zones, pool, host_access } = fields;
+        let ClassFields { tee, root_of_trust, reference_values, image, allowed_images, instance_types, zone, zones, pool, host_access } =
+            fields;
         if zone.is_some() && !zones.is_empty() {
             return Err(ClassError::ZoneAndZones);
         }
         if let Some(Pool { min, max, .. }) = pool.filter(|pool| pool.max < pool.min) {
             return Err(ClassError::PoolRange { min, max });
         }
-        Ok(Self { image, allowed_images, instance_types, zone, zones, pool, host_access, ..Self::new(tee, root_of_trust)? })
+        Ok(Self {
+            reference_values,
+            image,
+            allowed_images,
+            instance_types,
+            zone,
+            zones,
+            pool,
+            host_access,
+            ..Self::new(tee, root_of_trust)?
+        })
     }
 }
 

@@ -20,13 +20,14 @@ pub use peerpods_cloud_api::settings::Secret;
 pub use reference::reference;
 
 /// Environment variables with our prefix that are not configuration: tools and tests read them, and daemons inherit them.
-const RESERVED_VARIABLES: [&str; 7] = [
+const RESERVED_VARIABLES: [&str; 8] = [
     "PEERPODS_AWS_ACCOUNT",
     "PEERPODS_BINARIES",
     "PEERPODS_CONTAINERD",
     "PEERPODS_DEBIAN_ARCHIVE",
     "PEERPODS_IMAGE",
     "PEERPODS_MOTO",
+    "PEERPODS_TRIXIE",
     "PEERPODS_VECTORS",
 ];
 

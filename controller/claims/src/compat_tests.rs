@@ -1,5 +1,6 @@
 //! Version 1 of the wire: bytes that are never edited must be read, and be written again as they were.
 
+use std::collections::BTreeMap;
 use std::path::PathBuf;
 
 use prost::Message;
@@ -54,6 +55,8 @@ fn version_1_answers_are_read_and_written_as_they_were() {
         instance_id: "i-1".to_owned(),
         address: [10, 93, 0, 5].into(),
         tee: "sample".to_owned(),
+        root_of_trust: "insecure".to_owned(),
+        reference_values: BTreeMap::new(),
         chain: vec![vec![0x30, 1], vec![0x30, 2]],
         valid_secs: 3600,
         host_access: Vec::new(),

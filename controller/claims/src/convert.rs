@@ -15,6 +15,10 @@ const MAX_CERTIFICATE: usize = 8192;
 /// There are two words today.
 const MAX_WORDS: usize = 16;
 const MAX_WORD: usize = 64;
+/// A SHA-512 in hex digits, and a path of members.
+const MAX_REFERENCE: usize = 256;
+/// The root of trust of assignments that name none.
+const INSECURE: &str = "insecure";
 
 impl From<ClaimRequest> for proto::ClaimRequest {
     fn from(request: ClaimRequest) -> Self {
@@ -80,6 +84,13 @@ impl From<Claim> for proto::ClaimReply {
                 chain: assignment.chain,
                 valid_secs: assignment.valid_secs,
                 host_access: assignment.host_access,
+                // Left out where an older node would expect nothing.
+                root_of_trust: if assignment.root_of_trust == INSECURE { String::new() } else { assignment.root_of_trust },
+                reference_values: assignment
+                    .reference_values
+                    .into_iter()
+                    .map(|(claim, values)| proto::ReferenceValue { claim, values })
+                    .collect(),
             }),
             ClaimState::Failed { during, cause } => State::Failed(proto::Failed { during, cause }),
             ClaimState::Gone => State::Gone(proto::Gone {}),
@@ -104,6 +115,16 @@ impl TryFrom<proto::ClaimReply> for Claim {
                 if assigned.host_access.len() > MAX_WORDS || assigned.host_access.iter().any(|word| word.len() > MAX_WORD) {
                     return Err(fault(format!("the answer's host_access is not at most {MAX_WORDS} words of {MAX_WORD} bytes")));
                 }
+                let too_long = |value: &proto::ReferenceValue| {
+                    value.claim.len() > MAX_REFERENCE
+                        || value.values.len() > MAX_WORDS
+                        || value.values.iter().any(|v| v.len() > MAX_REFERENCE)
+                };
+                if assigned.reference_values.len() > MAX_WORDS || assigned.reference_values.iter().any(too_long) {
+                    return Err(fault(format!(
+                        "the answer's reference_values are not at most {MAX_WORDS} claims with {MAX_WORDS} values of {MAX_REFERENCE} bytes"
+                    )));
+                }
                 let address = assigned.address.parse().map_err(|_| fault(format!("{:?} is not an IP address", assigned.address)))?;
                 ClaimState::Assigned(Assignment {
                     instance_id: assigned.instance_id,
@@ -112,6 +133,8 @@ impl TryFrom<proto::ClaimReply> for Claim {
                     chain: assigned.chain,
                     valid_secs: assigned.valid_secs,
                     host_access: assigned.host_access,
+                    root_of_trust: if assigned.root_of_trust.is_empty() { INSECURE.to_owned() } else { assigned.root_of_trust },
+                    reference_values: assigned.reference_values.into_iter().map(|value| (value.claim, value.values)).collect(),
                 })
             }
             State::Failed(failed) => ClaimState::Failed { during: failed.during, cause: failed.cause },

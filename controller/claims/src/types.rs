@@ -1,5 +1,6 @@
 //! What is asked and answered.
 
+use std::collections::BTreeMap;
 use std::net::IpAddr;
 
 use peerpods_controller_api::{Mib, PodRef};
@@ -66,6 +67,10 @@ pub struct Assignment {
     pub address: IpAddr,
     /// The TEE that the node must see evidence of.
     pub tee: String,
+    /// The least that must stand behind it: `hardware`, `cloud-tpm` or `insecure`.
+    pub root_of_trust: String,
+    /// Values that claims of the evidence must have, by the claim's path.
+    pub reference_values: BTreeMap<String, Vec<String>>,
     /// Certificate chain for the node's key, leaf first, DER; it names the instance and the node.
     pub chain: Vec<Vec<u8>>,
     /// How long the leaf is valid from now, in seconds; get or watch again for a new one.

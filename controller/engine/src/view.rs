@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::net::IpAddr;
 
-use peerpods_controller_api::{ClaimKey, ClaimRecord, ClaimStatus, HostAccess, InstanceId, NodeName, PodVmState, Tee};
+use peerpods_controller_api::{ClaimKey, ClaimRecord, ClaimStatus, HostAccess, InstanceId, NodeName, PodVmState, RootOfTrust, Tee};
 
 use crate::records::Index;
 use crate::{Call, Observed, Records};
@@ -24,6 +24,10 @@ pub enum ClaimView {
         address: IpAddr,
         /// Its TEE.
         tee: Tee,
+        /// What must stand behind its evidence.
+        root_of_trust: RootOfTrust,
+        /// What claims of its evidence must be.
+        reference_values: BTreeMap<String, Vec<String>>,
         /// The node that may bind it.
         node: NodeName,
         /// The node's public key, as hex digits.
@@ -106,13 +110,17 @@ pub(crate) fn view(records: &Records, index: &Index<'_>, observed: &Observed, ke
 fn open_view(records: &Records, index: &Index<'_>, observed: &Observed, claim: &ClaimRecord) -> ClaimView {
     let (pod_vm, launch) = (index.pod_vm_of(claim), index.launch_of(claim));
     if let Some((pod_vm, address)) = pod_vm.and_then(|p| Some((p, p.address?))).filter(|(p, _)| p.state == PodVmState::Claimed) {
+        let class = records.class_of(claim).map(|record| &record.class);
         return ClaimView::Assigned {
             instance_id: pod_vm.instance_id.clone(),
             address,
             tee: pod_vm.key.tee,
             node: claim.node.clone(),
             node_spki: claim.node_spki.clone(),
-            host_access: records.class_of(claim).into_iter().flat_map(|record| record.class.host_access.iter().copied()).collect(),
+            // A class that was taken away leaves the strictest.
+            root_of_trust: class.map_or(RootOfTrust::Hardware, |class| class.root_of_trust),
+            reference_values: class.map(|class| class.reference_values.clone()).unwrap_or_default(),
+            host_access: class.into_iter().flat_map(|class| class.host_access.iter().copied()).collect(),
         };
     }
     let state = pod_vm.map_or(PodVmState::Intended.as_str(), |pod_vm| pod_vm.state.as_str());

@@ -93,7 +93,7 @@ fn state_of(binder_ca: &BinderCa, key: &ClaimKey, view: ClaimView) -> Result<Cla
         ClaimView::Pending { phase } => ClaimState::Pending { phase },
         ClaimView::Failed { during, cause } => ClaimState::Failed { during, cause },
         ClaimView::Gone => ClaimState::Gone,
-        ClaimView::Assigned { instance_id, address, tee, node, node_spki, host_access } => {
+        ClaimView::Assigned { instance_id, address, tee, root_of_trust, reference_values, node, node_spki, host_access } => {
             let fault = |detail: String| ClaimError::Internal { detail };
             let spki = hex::decode(&node_spki).map_err(|error| fault(format!("the recorded node key is damaged: {error}")))?;
             let chain = binder_ca
@@ -103,6 +103,8 @@ fn state_of(binder_ca: &BinderCa, key: &ClaimKey, view: ClaimView) -> Result<Cla
                 instance_id: instance_id.to_string(),
                 address,
                 tee: tee.as_str().to_owned(),
+                root_of_trust: root_of_trust.as_str().to_owned(),
+                reference_values,
                 chain,
                 valid_secs: CERTIFICATE_TTL.as_secs(),
                 host_access: host_access.into_iter().map(|access| access.as_str().to_owned()).collect(),

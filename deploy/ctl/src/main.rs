@@ -1,12 +1,26 @@
-//! `peerpodctl`: what a controller has, for people.
+//! `peerpodctl`: what a controller has, and what a pod's owner needs before it starts, for people.
 //!
 //! It reads the controller's admin socket; nothing is kept. Tables are for people, `--json` is for programs: it prints the same
 //! [`report`](peerpods_controller_api::report) types that the socket gives.
+//!
+//! The owner's side ([`initdata`], [`policy`], [`image`], [`keyprovider`], [`secret`], [`verify`]) works on files alone: no controller, no
+//! registry and, but for `verify kbs`, no key broker is spoken to.
 
 mod admin;
 mod explain;
+mod image;
+mod initdata;
+mod input;
+mod key_file;
+mod keyprovider;
+mod p256;
+mod pem;
+mod policy;
+mod secret;
 mod table;
+mod verify;
 
+use std::io::Write as _;
 use std::path::PathBuf;
 use std::process::ExitCode;
 use std::time::Duration;
@@ -19,7 +33,7 @@ use serde_json::Value;
 
 use admin::Admin;
 
-/// List, explain and delete what a controller has.
+/// List, explain and delete what a controller has; make what confidential pods need.
 #[derive(Parser)]
 #[command(name = "peerpodctl", version, after_help = EXAMPLES)]
 struct Cli {
@@ -35,7 +49,14 @@ Examples:
   peerpodctl vm list --watch                      pod VMs, again whenever something changes
   peerpodctl vm console local-0123456789ab        the end of what a pod VM wrote to its console
   peerpodctl claim explain default/web            why a pod has no pod VM yet
-  peerpodctl class check default --vcpus 2        what a pod of that size would get";
+  peerpodctl class check default --vcpus 2        what a pod of that size would get
+
+  peerpodctl policy generate --pod pod.yaml       hold the node to a manifest
+  peerpodctl initdata new --policy policy.rego    what the pod brings to its VM
+  peerpodctl image encrypt app encrypted --key-id kbs:///default/key/1
+  peerpodctl verify token token.jwt               what a key broker says of a VM
+
+Each command's --help has examples.";
 
 #[derive(Subcommand)]
 enum Command {
@@ -48,6 +69,18 @@ enum Command {
     /// Claims: what nodes want for their pods.
     #[command(subcommand)]
     Claim(Claims),
+    #[command(subcommand)]
+    Initdata(initdata::Initdata),
+    #[command(subcommand)]
+    Policy(policy::Policy),
+    #[command(subcommand)]
+    Image(image::Image),
+    #[command(name = "keyprovider")]
+    KeyProvider(keyprovider::KeyProvider),
+    #[command(subcommand)]
+    Secret(secret::Secret),
+    #[command(subcommand)]
+    Verify(verify::Verify),
 }
 
 #[derive(Subcommand)]
@@ -129,6 +162,7 @@ async fn run(cli: Cli) -> Result<()> {
         Command::Vm(Vm::List(output)) => list(&admin, &output, table::pod_vms, |state| serde_json::to_value(&state.pod_vms)).await,
         Command::Class(Classes::List(output)) => list(&admin, &output, table::classes, |state| serde_json::to_value(&state.classes)).await,
         Command::Claim(Claims::List(output)) => list(&admin, &output, table::claims, |state| serde_json::to_value(&state.claims)).await,
+        Command::Verify(command) => verify::run(command).await,
         Command::Vm(Vm::Show { id }) => {
             let state = admin.state().await?;
             let Some(pod_vm) = state.pod_vms.iter().find(|pod_vm| pod_vm.instance_id.as_str() == id) else {
@@ -155,7 +189,18 @@ async fn run(cli: Cli) -> Result<()> {
             print!("{}", explain::explain(&admin.state().await?, &claim)?);
             Ok(())
         }
+        Command::Initdata(command) => print(&initdata::run(&command)?),
+        Command::Policy(command) => print(&policy::run(&command)?),
+        Command::Image(command) => print(&image::run(&command)?),
+        Command::KeyProvider(command) => Ok(keyprovider::run(command).await?),
+        Command::Secret(command) => print(&secret::run(&command)?),
     }
+}
+
+/// A pipe that is closed early, as by `head`, is an error like any other.
+fn print(text: &str) -> Result<()> {
+    let mut out = std::io::stdout().lock();
+    out.write_all(text.as_bytes()).and_then(|()| out.flush()).context("cannot write to standard output")
 }
 
 /// How often a watch looks.
@@ -203,4 +248,35 @@ fn check(state: &StateReport, name: &str, demand: &Demand<'_>) -> Result<String>
         text += &format!("{} pod VMs of its cheapest size are kept waiting\n", pool.min);
     }
     Ok(text)
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::CommandFactory as _;
+
+    use super::*;
+
+    /// Commands that do something, by their path.
+    fn leaves(command: &clap::Command, path: &str, found: &mut Vec<(String, clap::Command)>) {
+        for sub in command.get_subcommands() {
+            let path = format!("{path} {}", sub.get_name());
+            if sub.has_subcommands() { leaves(sub, &path, found) } else { found.push((path, sub.clone())) }
+        }
+    }
+
+    #[test]
+    fn help_of_the_owners_commands_has_examples_of_them() {
+        Cli::command().debug_assert();
+        let mut found = Vec::new();
+        leaves(&Cli::command(), "peerpodctl", &mut found);
+        let of_owner = ["initdata", "policy", "image", "keyprovider", "secret"];
+        let found: Vec<_> =
+            found.into_iter().filter(|(path, _)| of_owner.iter().any(|name| path.split(' ').nth(1) == Some(name))).collect();
+        assert_eq!(found.len(), 10);
+        for (path, mut command) in found {
+            let help = command.render_long_help().to_string();
+            let words = path.trim_start_matches("peerpodctl ");
+            assert!(help.contains("Examples:") && help.contains(words), "{path}: {help}");
+        }
+    }
 }

@@ -29,12 +29,13 @@ use crate::oom::OomEvents;
 use crate::sandbox::Sandbox;
 use crate::service::Service;
 use crate::storage::Volumes;
-use crate::{AgentConfig, AgentError, RootfsSource};
+use crate::{AgentConfig, AgentError, RootfsSource, SecretSource};
 
 /// The agent of one pod VM.
 pub struct Agent {
     pub(crate) config: AgentConfig,
     pub(crate) rootfs: Arc<dyn RootfsSource>,
+    pub(crate) secrets: Arc<dyn SecretSource>,
     pub(crate) grants: Grants,
     pub(crate) hierarchies: Hierarchies,
     pub(crate) copier: FileCopier,
@@ -65,7 +66,7 @@ const MAX_ID_BYTES: usize = 128;
 
 impl Agent {
     /// Prepares the folders. Needs a tokio runtime only once it serves.
-    pub fn new(config: AgentConfig, rootfs: Arc<dyn RootfsSource>) -> Result<Arc<Self>, AgentError> {
+    pub fn new(config: AgentConfig, rootfs: Arc<dyn RootfsSource>, secrets: Arc<dyn SecretSource>) -> Result<Arc<Self>, AgentError> {
         if config.runner.is_empty() {
             return Err(AgentError::NoRunner);
         }
@@ -93,6 +94,7 @@ impl Agent {
             containers: Mutex::default(),
             config,
             rootfs,
+            secrets,
         }))
     }
 

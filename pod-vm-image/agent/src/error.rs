@@ -39,3 +39,24 @@ impl RootfsError {
         Self { message: message.into(), source: None }
     }
 }
+
+/// A sealed secret could not be opened. The text reaches the pod's events and tells nothing of the secret.
+#[derive(Debug, thiserror::Error)]
+#[error("{message}")]
+pub struct SecretError {
+    message: String,
+    #[source]
+    source: Option<Box<dyn std::error::Error + Send + Sync>>,
+}
+
+impl SecretError {
+    /// An error without a deeper cause.
+    pub fn new(message: impl Into<String>) -> Self {
+        Self { message: message.into(), source: None }
+    }
+
+    /// An error with its cause.
+    pub fn because(message: impl Into<String>, source: impl Into<Box<dyn std::error::Error + Send + Sync>>) -> Self {
+        Self { message: message.into(), source: Some(source.into()) }
+    }
+}

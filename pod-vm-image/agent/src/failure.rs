@@ -9,6 +9,7 @@ use std::io;
 use ttrpc::Code;
 
 use crate::copy_file::CopyFileError;
+use crate::policy::{Denied, ReplaceError};
 use crate::storage::StorageError;
 use crate::translate::TranslateError;
 
@@ -74,6 +75,21 @@ impl Failure {
 impl From<Failure> for ttrpc::Error {
     fn from(failure: Failure) -> Self {
         Self::RpcStatus(ttrpc::get_status(failure.code, failure.message))
+    }
+}
+
+impl From<Denied> for Failure {
+    fn from(denied: Denied) -> Self {
+        Self::new(Code::PERMISSION_DENIED, chain(&denied))
+    }
+}
+
+impl From<ReplaceError> for Failure {
+    fn from(error: ReplaceError) -> Self {
+        match error {
+            ReplaceError::Denied(denied) => denied.into(),
+            ReplaceError::Policy(error) => Self::invalid(chain(&error)),
+        }
     }
 }
 

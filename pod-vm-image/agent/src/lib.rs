@@ -9,7 +9,8 @@
 //! When the agent dies its runners see the control socket close, kill what they run and exit; nothing is recovered after that.
 //!
 //! Deliberately absent: networks (the guest joins the pod's network before the agent starts and only names the namespace in
-//! [`AgentConfig::pod_netns`]), images (a [`RootfsSource`] brings root filesystems), policy, and block devices.
+//! [`AgentConfig::pod_netns`]), images (a [`RootfsSource`] brings root filesystems), and block devices. Each request is put to the
+//! [`policy`] before anything is done about it.
 
 mod agent;
 mod cgroup;
@@ -25,21 +26,25 @@ mod network;
 mod oom;
 mod process;
 mod sandbox;
+mod secrets;
 mod service;
 mod storage;
 mod termination_log;
 mod translate;
 mod users;
 
+pub mod policy;
 pub mod runner;
 
 use std::ffi::OsString;
 use std::path::{Path, PathBuf};
 
 use async_trait::async_trait;
+use zeroize::Zeroizing;
 
 pub use agent::{Agent, serve};
-pub use error::{AgentError, RootfsError};
+pub use error::{AgentError, RootfsError, SecretError};
+pub use policy::AgentPolicy;
 
 /// What the guest decides for its agent.
 #[derive(Debug, Clone)]
@@ -54,6 +59,8 @@ pub struct AgentConfig {
     pub runner: Vec<OsString>,
     /// Parent of the containers' cgroups, relative to the cgroup root, such as `peerpods`.
     pub cgroup_parent: String,
+    /// What the node may ask for.
+    pub policy: AgentPolicy,
 }
 
 /// Which image a container is to have.
@@ -80,4 +87,13 @@ pub trait RootfsSource: Send + Sync {
 
     /// Takes it away again. Idempotent: a target that holds nothing is fine.
     async fn remove(&self, container_id: &str, target: &Path) -> Result<(), RootfsError>;
+}
+
+/// Opens sealed secrets.
+///
+/// `unseal` is idempotent, has its own deadline, and an error tells nothing of the secret.
+#[async_trait]
+pub trait SecretSource: Send + Sync {
+    /// The value of a secret that begins with `sealed.`.
+    async fn unseal(&self, sealed: &str) -> Result<Zeroizing<Vec<u8>>, SecretError>;
 }

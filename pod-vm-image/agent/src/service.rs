@@ -1,5 +1,6 @@
 //! The two ttrpc services: from requests to the agent and back.
 //!
+//! Every request of the agent's service is put to the policy first, and one that it does not allow is answered PERMISSION_DENIED.
 //! A method that does nothing for a peer pod and answers OK says why. Everything that is not served answers UNIMPLEMENTED with
 //! its name.
 
@@ -26,6 +27,7 @@ use peerpods_protos::health::health_check_response::ServingStatus;
 use peerpods_protos::health::{CheckRequest, HealthCheckResponse, VersionCheckResponse};
 use peerpods_protos::types::Interface;
 use peerpods_protos::{agent_ttrpc, health_ttrpc};
+use protobuf::MessageDyn;
 use protobuf::well_known_types::empty::Empty;
 use ttrpc::Code;
 use ttrpc::r#async::TtrpcContext;
@@ -68,11 +70,28 @@ impl Service {
         Ok((container, process))
     }
 
+    /// Whether the policy allows a request.
+    async fn permit(&self, request: &dyn MessageDyn) -> Result<(), Failure> {
+        self.agent.config.policy.permit(request).await.map_err(|denied| {
+            let failure = Failure::from(denied);
+            tracing::info!(error = failure.message(), "request denied");
+            failure
+        })
+    }
+
+    /// Output that the policy does not give away is taken all the same, so that the process need not wait for a reader, and its end is
+    /// told: a shim takes that for the process's own.
     async fn read(&self, request: &ReadStreamRequest, stream: Stream) -> ttrpc::Result<ReadStreamResponse> {
+        let is_permitted = self.permit(request).await.is_ok();
         let (container, process) = self.process(&request.container_id, &request.exec_id)?;
         let limit = if request.len == 0 { DEFAULT_READ_BYTES } else { request.len };
-        let data = process.read(stream, usize::try_from(limit).unwrap_or(usize::MAX)).await;
-        let data = data.map_err(|error| Failure::internal(error.to_string()))?;
+        let data = loop {
+            let data = process.read(stream, usize::try_from(limit).unwrap_or(usize::MAX)).await;
+            let data = data.map_err(|error| Failure::internal(error.to_string()))?;
+            if is_permitted || data.is_empty() {
+                break data;
+            }
+        };
         if data.is_empty() {
             container.forget_finished(&request.exec_id).await;
         }
@@ -104,14 +123,17 @@ macro_rules! unimplemented_methods {
         $(fn $name<'life0, 'life1, 'async_trait>(
             &'life0 self,
             _: &'life1 TtrpcContext,
-            _: $request,
+            request: $request,
         ) -> Pin<Box<dyn Future<Output = ttrpc::Result<$response>> + Send + 'async_trait>>
         where
             'life0: 'async_trait,
             'life1: 'async_trait,
             Self: 'async_trait,
         {
-            Box::pin(async { unimplemented($wire) })
+            Box::pin(async move {
+                self.permit(&request).await?;
+                unimplemented($wire)
+            })
         })*
     };
 }
@@ -135,15 +157,18 @@ impl health_ttrpc::Health for Service {
 #[async_trait]
 impl agent_ttrpc::AgentService for Service {
     async fn create_sandbox(&self, _: &TtrpcContext, request: CreateSandboxRequest) -> ttrpc::Result<Empty> {
+        self.permit(&request).await?;
         answer("CreateSandbox", &request.sandbox_id, self.agent.create_sandbox(&request)).map(done)
     }
 
-    async fn destroy_sandbox(&self, _: &TtrpcContext, _: DestroySandboxRequest) -> ttrpc::Result<Empty> {
+    async fn destroy_sandbox(&self, _: &TtrpcContext, request: DestroySandboxRequest) -> ttrpc::Result<Empty> {
+        self.permit(&request).await?;
         self.agent.shutdown().await;
         Ok(Empty::new())
     }
 
     async fn get_guest_details(&self, _: &TtrpcContext, request: GuestDetailsRequest) -> ttrpc::Result<GuestDetailsResponse> {
+        self.permit(&request).await?;
         let mut details = AgentDetails::new();
         env!("CARGO_PKG_VERSION").clone_into(&mut details.version);
         details.storage_handlers = STORAGE_HANDLERS.map(str::to_owned).to_vec();
@@ -157,6 +182,7 @@ impl agent_ttrpc::AgentService for Service {
     }
 
     async fn copy_file(&self, _: &TtrpcContext, request: CopyFileRequest) -> ttrpc::Result<Empty> {
+        self.permit(&request).await?;
         answer("CopyFile", &request.path, self.agent.current_sandbox().map(drop))?;
         let agent = self.agent.clone();
         let path = request.path.clone();
@@ -166,20 +192,24 @@ impl agent_ttrpc::AgentService for Service {
     }
 
     async fn create_container(&self, _: &TtrpcContext, request: CreateContainerRequest) -> ttrpc::Result<Empty> {
+        self.permit(&request).await?;
         let id = request.container_id.clone();
         answer("CreateContainer", &id, self.agent.create_container(request).await).map(done)
     }
 
     async fn start_container(&self, _: &TtrpcContext, request: StartContainerRequest) -> ttrpc::Result<Empty> {
+        self.permit(&request).await?;
         let container = self.container(&request.container_id)?;
         answer("StartContainer", &request.container_id, container.init.start().await.map_err(Failure::internal)).map(done)
     }
 
     async fn remove_container(&self, _: &TtrpcContext, request: RemoveContainerRequest) -> ttrpc::Result<Empty> {
+        self.permit(&request).await?;
         answer("RemoveContainer", &request.container_id, self.agent.remove_container(&request.container_id).await).map(done)
     }
 
     async fn exec_process(&self, _: &TtrpcContext, request: ExecProcessRequest) -> ttrpc::Result<Empty> {
+        self.permit(&request).await?;
         let container = self.container(&request.container_id)?;
         let process = request.process.as_ref().ok_or_else(|| Failure::invalid("the request has no process"))?;
         let result = container.exec(&request.exec_id, process, &self.agent.grants, &self.agent.config.runner).await;
@@ -187,12 +217,14 @@ impl agent_ttrpc::AgentService for Service {
     }
 
     async fn signal_process(&self, _: &TtrpcContext, request: SignalProcessRequest) -> ttrpc::Result<Empty> {
+        self.permit(&request).await?;
         let container = self.agent.container(&request.container_id).ok_or_else(Failure::nothing_to_signal)?;
         let signal = i32::try_from(request.signal).map_err(|_| Failure::invalid("no such signal"))?;
         Ok(container.signal(&request.exec_id, signal).await.map(done)?)
     }
 
     async fn wait_process(&self, _: &TtrpcContext, request: WaitProcessRequest) -> ttrpc::Result<WaitProcessResponse> {
+        self.permit(&request).await?;
         let (container, process) = self.process(&request.container_id, &request.exec_id)?;
         let mut response = WaitProcessResponse::new();
         response.status = process.wait().await;
@@ -211,6 +243,7 @@ impl agent_ttrpc::AgentService for Service {
 
     /// Nothing to write means the end of the input, as Kata's Rust shim says it.
     async fn write_stdin(&self, _: &TtrpcContext, request: WriteStreamRequest) -> ttrpc::Result<WriteStreamResponse> {
+        self.permit(&request).await?;
         let (_, process) = self.process(&request.container_id, &request.exec_id)?;
         let written = if request.data.is_empty() { process.close_stdin().await } else { process.write(&request.data).await };
         written.map_err(|error| Failure::internal(error.to_string()))?;
@@ -220,11 +253,13 @@ impl agent_ttrpc::AgentService for Service {
     }
 
     async fn close_stdin(&self, _: &TtrpcContext, request: CloseStdinRequest) -> ttrpc::Result<Empty> {
+        self.permit(&request).await?;
         let (_, process) = self.process(&request.container_id, &request.exec_id)?;
         Ok(process.close_stdin().await.map(done).map_err(|error| Failure::internal(error.to_string()))?)
     }
 
     async fn tty_win_resize(&self, _: &TtrpcContext, request: TtyWinResizeRequest) -> ttrpc::Result<Empty> {
+        self.permit(&request).await?;
         let (_, process) = self.process(&request.container_id, &request.exec_id)?;
         let short = |value: u32| u16::try_from(value).map_err(|_| Failure::invalid("no terminal is that large"));
         let resized = process.resize(short(request.row)?, short(request.column)?);
@@ -232,6 +267,7 @@ impl agent_ttrpc::AgentService for Service {
     }
 
     async fn stats_container(&self, _: &TtrpcContext, request: StatsContainerRequest) -> ttrpc::Result<StatsContainerResponse> {
+        self.permit(&request).await?;
         let container = self.container(&request.container_id)?;
         let mut response = StatsContainerResponse::new();
         response.cgroup_stats = Some(container.parts.cgroup.stats()).into();
@@ -240,6 +276,7 @@ impl agent_ttrpc::AgentService for Service {
     }
 
     async fn update_container(&self, _: &TtrpcContext, request: UpdateContainerRequest) -> ttrpc::Result<Empty> {
+        self.permit(&request).await?;
         let container = self.container(&request.container_id)?;
         let from = request.resources.as_ref().ok_or_else(|| Failure::invalid("the request has no resources"))?;
         let mut resources = translate::resources(from).map_err(Failure::from)?;
@@ -249,16 +286,19 @@ impl agent_ttrpc::AgentService for Service {
     }
 
     async fn pause_container(&self, _: &TtrpcContext, request: PauseContainerRequest) -> ttrpc::Result<Empty> {
+        self.permit(&request).await?;
         let frozen = self.container(&request.container_id)?.parts.cgroup.set_frozen(true);
         answer("PauseContainer", &request.container_id, frozen.map_err(|error| Failure::internal(chain(&error)))).map(done)
     }
 
     async fn resume_container(&self, _: &TtrpcContext, request: ResumeContainerRequest) -> ttrpc::Result<Empty> {
+        self.permit(&request).await?;
         let thawed = self.container(&request.container_id)?.parts.cgroup.set_frozen(false);
         answer("ResumeContainer", &request.container_id, thawed.map_err(|error| Failure::internal(chain(&error)))).map(done)
     }
 
-    async fn get_oom_event(&self, _: &TtrpcContext, _: GetOOMEventRequest) -> ttrpc::Result<OOMEvent> {
+    async fn get_oom_event(&self, _: &TtrpcContext, request: GetOOMEventRequest) -> ttrpc::Result<OOMEvent> {
+        self.permit(&request).await?;
         loop {
             for container in self.agent.all_containers() {
                 container.oom.check();
@@ -274,6 +314,7 @@ impl agent_ttrpc::AgentService for Service {
     }
 
     async fn get_diagnostic_data(&self, _: &TtrpcContext, request: GetDiagnosticDataRequest) -> ttrpc::Result<GetDiagnosticDataResponse> {
+        self.permit(&request).await?;
         if request.log_type != TERMINATION_LOG {
             return Err(Failure::invalid(format!("there is no diagnostic data of type {:?}", request.log_type)).into());
         }
@@ -284,33 +325,50 @@ impl agent_ttrpc::AgentService for Service {
     }
 
     /// Nothing to bring online: a pod VM has its size from the start.
-    async fn online_cpu_mem(&self, _: &TtrpcContext, _: OnlineCPUMemRequest) -> ttrpc::Result<Empty> {
+    async fn online_cpu_mem(&self, _: &TtrpcContext, request: OnlineCPUMemRequest) -> ttrpc::Result<Empty> {
+        self.permit(&request).await?;
         Ok(Empty::new())
     }
 
     /// Not mixed in: the node is outside of the trust line and the VM's own sources suffice.
-    async fn reseed_random_dev(&self, _: &TtrpcContext, _: ReseedRandomDevRequest) -> ttrpc::Result<Empty> {
+    async fn reseed_random_dev(&self, _: &TtrpcContext, request: ReseedRandomDevRequest) -> ttrpc::Result<Empty> {
+        self.permit(&request).await?;
         Ok(Empty::new())
     }
 
     /// Not set: the node is outside of the trust line, and certificates are judged by this clock.
-    async fn set_guest_date_time(&self, _: &TtrpcContext, _: SetGuestDateTimeRequest) -> ttrpc::Result<Empty> {
+    async fn set_guest_date_time(&self, _: &TtrpcContext, request: SetGuestDateTimeRequest) -> ttrpc::Result<Empty> {
+        self.permit(&request).await?;
         Ok(Empty::new())
     }
 
     /// Nothing is shared by virtiofs.
-    async fn remove_stale_virtiofs_share_mounts(&self, _: &TtrpcContext, _: RemoveStaleVirtiofsShareMountsRequest) -> ttrpc::Result<Empty> {
+    async fn remove_stale_virtiofs_share_mounts(
+        &self,
+        _: &TtrpcContext,
+        request: RemoveStaleVirtiofsShareMountsRequest,
+    ) -> ttrpc::Result<Empty> {
+        self.permit(&request).await?;
         Ok(Empty::new())
     }
 
     /// The size of a tmpfs stays what it was.
-    async fn update_ephemeral_mounts(&self, _: &TtrpcContext, _: UpdateEphemeralMountsRequest) -> ttrpc::Result<Empty> {
+    async fn update_ephemeral_mounts(&self, _: &TtrpcContext, request: UpdateEphemeralMountsRequest) -> ttrpc::Result<Empty> {
+        self.permit(&request).await?;
         Ok(Empty::new())
     }
 
     /// None beside those of the containers.
-    async fn get_metrics(&self, _: &TtrpcContext, _: GetMetricsRequest) -> ttrpc::Result<Metrics> {
+    async fn get_metrics(&self, _: &TtrpcContext, request: GetMetricsRequest) -> ttrpc::Result<Metrics> {
+        self.permit(&request).await?;
         Ok(Metrics::new())
+    }
+
+    async fn set_policy(&self, _: &TtrpcContext, request: SetPolicyRequest) -> ttrpc::Result<Empty> {
+        let policy = self.agent.config.policy.clone();
+        let replaced = tokio::task::spawn_blocking(move || policy.replace(&request.policy)).await;
+        let replaced = replaced.map_err(|error| Failure::because("replacing the policy", &error))?;
+        answer("SetPolicy", "", replaced.map_err(Failure::from)).map(done)
     }
 
     unimplemented_methods! {
@@ -327,6 +385,5 @@ impl agent_ttrpc::AgentService for Service {
         add_swap(AddSwapRequest) -> Empty = "AddSwap";
         get_volume_stats(VolumeStatsRequest) -> VolumeStatsResponse = "GetVolumeStats";
         resize_volume(ResizeVolumeRequest) -> Empty = "ResizeVolume";
-        set_policy(SetPolicyRequest) -> Empty = "SetPolicy";
     }
 }

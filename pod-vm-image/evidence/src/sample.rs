@@ -24,6 +24,8 @@ pub struct SampleEvidence {
 struct Wire {
     svn: String,
     report_data: String,
+    /// Ours; Trustee's sample has none.
+    #[serde(default)]
     initdata: Option<String>,
 }
 
@@ -33,6 +35,18 @@ struct Wire {
 pub struct SampleError(String);
 
 impl SampleEvidence {
+    /// The claims, named as Trustee's (`deps/verifier/src/sample`); all but the report data are constants there too.
+    pub fn claims(&self) -> serde_json::Value {
+        serde_json::json!({
+            "svn": self.svn,
+            "debug": false,
+            "launch_digest": "abcde",
+            "platform_version": {"major": 1, "minor": 4},
+            "report_data": hex::encode(&self.report_data),
+            "init_data": self.initdata.as_ref().map(hex::encode),
+        })
+    }
+
     /// Writes the JSON.
     pub fn encode(&self) -> Vec<u8> {
         let wire = Wire {

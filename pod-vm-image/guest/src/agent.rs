@@ -8,17 +8,21 @@
 //! which ends when the channel's listener does, on SIGTERM, or with an error; PID 1 then ends the machine. Nothing is recovered: a
 //! machine serves one pod and is deleted.
 
-mod cdh_config;
+mod attestation;
+mod broker;
 mod forwarding;
+mod initdata;
 mod isolation;
 mod logs;
 mod pod;
 mod resolver;
 mod rootfs;
+mod secrets;
+mod workload_api;
 
 use std::net::Ipv4Addr;
 use std::process::ExitCode;
-use std::sync::Arc;
+use std::sync::{Arc, PoisonError};
 
 use anyhow::{Context as _, Result};
 use nix::sys::signal::SigSet;
@@ -28,12 +32,13 @@ use peerpods_tunnel::guest::{GuestConfig, GuestEndpoint};
 use peerpods_tunnel::user_data::UserData;
 use tokio::net::TcpListener;
 use tokio::signal::unix::{SignalKind, signal};
-use tokio::sync::mpsc;
+use tokio::sync::{Notify, mpsc};
 use tokio::task::JoinSet;
 
 use crate::boot::{self, Lease, Level};
 use crate::console;
-use pod::{BoundAgent, PodSetup};
+use attestation::Attestation;
+use pod::{BoundPod, PodSetup};
 
 /// The machine's own interface.
 const UNDERLAY: &str = "eth0";
@@ -66,16 +71,19 @@ async fn run() -> Result<()> {
     resolver::write(&told.dns)?;
     console::event("network");
 
-    let attester = Attester::for_tee(&user_data.tee)?;
-    let bound = BoundAgent::default();
-    let setup = PodSetup::new(attester, UNDERLAY, bound.clone());
+    let tee = user_data.tee.clone();
+    let attester = tokio::task::spawn_blocking(move || Attester::for_tee(&tee)).await.context("make the attester")??;
+    console::event("attester");
+    let (bound, is_bound) = (BoundPod::default(), Arc::new(Notify::new()));
+    let setup = PodSetup::new(Attestation::new(attester), UNDERLAY, bound.clone(), is_bound.clone());
     let (endpoint, streams) = GuestEndpoint::new(GuestConfig { user_data, instance_id: told.instance_id }, setup)?;
     let address = (Ipv4Addr::UNSPECIFIED, peerpods_tunnel::PORT);
     let listener = TcpListener::bind(address).await.with_context(|| format!("listen on port {}", address.1))?;
     console::event_with("listening", u64::from(address.1));
     tokio::select! {
         result = endpoint.serve(listener) => result.context("serve the guest channel"),
-        () = serve_agents(streams.agents, bound) => Ok(()),
+        () = serve_agents(streams.agents, bound.clone()) => Ok(()),
+        () = serve_workload(bound, is_bound) => Ok(()),
         () = forwarding::serve(streams.forwards) => Ok(()),
         error = kept(told.lease) => Err(error),
         _ = terminate.recv() => Ok(()),
@@ -90,14 +98,24 @@ async fn kept(lease: Option<Lease>) -> anyhow::Error {
     }
 }
 
+/// Serves the workload API of the pod, once there is one; never ends.
+async fn serve_workload(bound: BoundPod, is_bound: Arc<Notify>) {
+    is_bound.notified().await;
+    let taken = bound.get().and_then(|pod| pod.api.lock().unwrap_or_else(PoisonError::into_inner).take());
+    match taken {
+        Some((api, listener)) => api.serve(listener).await,
+        None => std::future::pending().await,
+    }
+}
+
 /// Gives every agent stream to the agent, each in a task of this function's.
-async fn serve_agents(mut streams: mpsc::Receiver<AgentStream>, bound: BoundAgent) {
+async fn serve_agents(mut streams: mpsc::Receiver<AgentStream>, bound: BoundPod) {
     let mut connections = JoinSet::new();
     loop {
         tokio::select! {
             stream = streams.recv() => match (stream, bound.get()) {
-                (Some(stream), Some(agent)) => {
-                    let agent = Arc::clone(agent);
+                (Some(stream), Some(pod)) => {
+                    let agent = Arc::clone(&pod.agent);
                     connections.spawn(async move { peerpods_agent::serve(&agent, stream).await });
                 }
                 // The channel admits streams of a bound machine only.

@@ -63,6 +63,11 @@ impl Level {
     }
 }
 
+/// Whether this machine is one of the local provider, which gives each a scratch disk.
+pub(crate) fn is_local() -> bool {
+    Files::find(Level::Machine).is_some()
+}
+
 /// What a machine was told.
 pub(crate) struct Told {
     /// Its name servers.

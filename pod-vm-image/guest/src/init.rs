@@ -17,7 +17,8 @@ use nix::sys::signal::{SigSet, Signal};
 use rustix::system::{RebootCommand, reboot};
 
 use crate::boot::Level;
-use crate::{console, scratch};
+use crate::console;
+use crate::scratch::{self, Scratch};
 use processes::{Ended, Processes};
 
 /// How long the agent may take to end after SIGTERM.
@@ -89,8 +90,13 @@ fn run(level: Level) -> Result<Stop, Stop> {
         mounts::mount_all()?;
         modules::load_all()?;
         console::event("modules");
-        let bytes = scratch::prepare().map_err(|e| failed("scratch", e.what, &e.source))?;
-        console::event_with("scratch-mib", bytes >> 20);
+        match scratch::prepare().map_err(|e| failed("scratch", e.what, &e.source))? {
+            Scratch::Encrypted { device_bytes } => {
+                console::event("scratch-encrypted");
+                console::event_with("scratch-mib", device_bytes >> 20);
+            }
+            Scratch::Memory => console::event("scratch-in-memory"),
+        }
     }
     let agent = Command::new("/proc/self/exe").arg("agent").envs(ALLOCATOR).spawn().map_err(|e| failed("agent", "spawn", &e))?;
     wait(&processes, agent.id()).map_err(|e| failed("wait", "signalfd", &e))

@@ -2,7 +2,7 @@
 //!
 //! | role | process | is |
 //! |---|---|---|
-//! | `init` | PID 1, single-threaded | makes a machine out of a kernel: mounts, modules, scratch disk; starts the agent; reaps; powers off |
+//! | `init` | PID 1, single-threaded | makes a machine out of a kernel: mounts, modules, encrypted scratch disk; starts the agent; reaps; powers off |
 //! | `agent` | its child, tokio | boot configuration, network, attested channel, Bind, containers |
 //! | `runner` | the agent's children, single-threaded | libcontainer; one for each first process and each exec of a container |
 //!

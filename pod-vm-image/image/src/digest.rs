@@ -35,6 +35,11 @@ impl Digest {
         self.0.split_once(':').map_or("", |(_, digits)| digits)
     }
 
+    /// `sha256` or `sha512`.
+    pub(crate) fn algorithm(&self) -> &str {
+        self.0.split_once(':').map_or("", |(algorithm, _)| algorithm)
+    }
+
     /// A hasher of this digest's algorithm.
     pub(crate) fn hasher(&self) -> Hasher {
         if self.0.starts_with("sha512:") { Hasher::Sha512(sha2::Sha512::new()) } else { Hasher::Sha256(sha2::Sha256::new()) }
@@ -90,6 +95,10 @@ pub(crate) enum Hasher {
 }
 
 impl Hasher {
+    pub(crate) fn sha256() -> Self {
+        Self::Sha256(sha2::Sha256::new())
+    }
+
     pub(crate) fn update(&mut self, bytes: &[u8]) {
         match self {
             Self::Sha256(hasher) => hasher.update(bytes),

@@ -9,6 +9,7 @@ use reqwest::Response;
 use tokio::sync::mpsc;
 
 use crate::digest::Hasher;
+use crate::ocicrypt::Spool;
 use crate::patience::Patience;
 use crate::transport::Repository;
 use crate::{Digest, PullError};
@@ -26,13 +27,21 @@ enum Step {
 /// The sending end.
 pub(crate) struct Feeder(mpsc::Sender<Step>);
 
-/// The reading end, for a blocking thread. Hashes and counts what passes.
+/// A layer's compressed bytes, for a blocking thread. Hashes and counts what passes.
 pub(crate) struct Compressed {
-    steps: mpsc::Receiver<Step>,
+    origin: Origin,
     chunk: Bytes,
     ended: bool,
     hasher: Hasher,
     received: u64,
+}
+
+/// Where the bytes come from.
+enum Origin {
+    /// The registry, as they arrive.
+    Network(mpsc::Receiver<Step>),
+    /// A layer that arrived encrypted and was found right.
+    Spool(Box<Spool>),
 }
 
 /// Inside an [`io::Error`]: the download was given up.
@@ -42,7 +51,7 @@ pub(crate) struct GivenUp;
 
 pub(crate) fn channel(expected: &Digest) -> (Feeder, Compressed) {
     let (sender, steps) = mpsc::channel(CHUNKS);
-    (Feeder(sender), Compressed { steps, chunk: Bytes::new(), ended: false, hasher: expected.hasher(), received: 0 })
+    (Feeder(sender), Compressed::new(Origin::Network(steps), expected))
 }
 
 /// What is downloaded.
@@ -123,8 +132,31 @@ impl Feeder {
     }
 }
 
+impl Origin {
+    /// The next bytes, which are not empty; `None` at the end.
+    fn next(&mut self) -> io::Result<Option<Bytes>> {
+        match self {
+            Self::Network(steps) => match steps.blocking_recv() {
+                Some(Step::Chunk(chunk)) => Ok(Some(chunk)),
+                Some(Step::End) => Ok(None),
+                None => Err(io::Error::other(GivenUp)),
+            },
+            Self::Spool(spool) => spool.next(),
+        }
+    }
+}
+
 impl Compressed {
-    /// Bytes taken from the channel so far.
+    fn new(origin: Origin, expected: &Digest) -> Self {
+        Self { origin, chunk: Bytes::new(), ended: false, hasher: expected.hasher(), received: 0 }
+    }
+
+    /// What a spool holds, in clear.
+    pub(crate) fn from_spool(spool: Spool, expected: &Digest) -> Self {
+        Self::new(Origin::Spool(Box::new(spool)), expected)
+    }
+
+    /// Bytes taken so far.
     pub(crate) fn received(&self) -> u64 {
         self.received
     }
@@ -141,14 +173,13 @@ impl Compressed {
 impl BufRead for Compressed {
     fn fill_buf(&mut self) -> io::Result<&[u8]> {
         while self.chunk.is_empty() && !self.ended {
-            match self.steps.blocking_recv() {
-                Some(Step::Chunk(chunk)) => {
+            match self.origin.next()? {
+                Some(chunk) => {
                     self.hasher.update(&chunk);
                     self.received += chunk.len() as u64;
                     self.chunk = chunk;
                 }
-                Some(Step::End) => self.ended = true,
-                None => return Err(io::Error::other(GivenUp)),
+                None => self.ended = true,
             }
         }
         Ok(&self.chunk)

@@ -3,7 +3,7 @@
 use std::io;
 use std::path::PathBuf;
 
-use crate::{Digest, DigestError};
+use crate::{DecryptError, Digest, DigestError, SignatureError};
 
 /// A source error of another library.
 pub(crate) type BoxError = Box<dyn std::error::Error + Send + Sync>;
@@ -19,6 +19,14 @@ pub enum PullError {
         /// What is wrong with it.
         #[source]
         source: BoxError,
+    },
+    /// The policy names a resource that was not read, so what it demands is not known.
+    #[error("{reference} is not pulled: {uri}, which the policy names, was not read yet")]
+    Unread {
+        /// What was asked for.
+        reference: String,
+        /// The resource.
+        uri: String,
     },
     /// The registry configuration forbids this image.
     #[error("the registry configuration blocks {reference}")]
@@ -153,6 +161,15 @@ pub enum PullError {
         /// What was asked for.
         reference: String,
     },
+    /// The image policy does not let it be used.
+    #[error("{reference} is not allowed")]
+    NotAllowed {
+        /// What was asked for.
+        reference: String,
+        /// Why.
+        #[source]
+        source: Box<SignatureError>,
+    },
     /// A layer's format is not supported.
     #[error("layer {digest} of {reference} is {media_type}: this version reads plain, gzip and zstd tar layers only")]
     UnsupportedLayer {
@@ -173,6 +190,17 @@ pub enum PullError {
         /// Why.
         #[source]
         source: LayerError,
+    },
+    /// An encrypted layer does not open.
+    #[error("encrypted layer {digest} of {reference} cannot be opened")]
+    Decrypt {
+        /// What was asked for.
+        reference: String,
+        /// The layer as the registry holds it.
+        digest: Digest,
+        /// Why.
+        #[source]
+        source: Box<DecryptError>,
     },
     /// Not enough room on the scratch disk.
     #[error("no space for {reference}: at least {needed} bytes needed, {free} free on the scratch disk")]

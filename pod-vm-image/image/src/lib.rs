@@ -1,4 +1,4 @@
-//! Pull, verify and unpack OCI images within a memory budget; takes a ResourceSource, knows no broker.
+//! Pull, verify, decrypt and unpack OCI images within a memory budget; takes a ResourceSource, knows no broker.
 //!
 //! The registry, the network and every byte of an image are hostile until a digest says otherwise. What this crate owns:
 //!
@@ -7,6 +7,8 @@
 //!   [`Store::open`] throws away.
 //! * [`Store::pull`]: reference -> manifest -> configuration -> layers. Bytes go from the socket through a bounded channel to a
 //!   blocking thread that inflates, hashes and writes; no buffer grows with the image.
+//! * The image policy ([`ImagePolicy`]) is applied to every pull as soon as the manifest is known, whatever the store holds.
+//! * Encrypted layers are spooled as ciphertext, and decrypted only when all of it is there and authentic; [`encrypt`] makes such layers.
 //! * [`Store::mount`]: an overlay of an image's layers with an upper folder on the scratch disk.
 //!
 //! Concurrent pulls that need the same layer wait for one download. Dropping a pull's future stops its download, and the
@@ -14,22 +16,25 @@
 //!
 //! A download that breaks is continued where it broke, and a registry that is busy is waited for, both within limits.
 //!
-//! What it does not do yet: encrypted layers (a typed error), signatures.
+//! What it does not do: keys of layers that are wrapped for a person (JWE, PGP, PKCS #7), keyless signatures of sigstore.
 
 mod auth;
 mod challenge;
 mod digest;
 mod download;
+pub mod encrypt;
 mod error;
 mod limits;
 mod manifest;
 mod mount;
+mod ocicrypt;
 mod patience;
 mod policy;
 mod proxies;
 mod pull;
 mod registries;
 mod resource;
+mod signature;
 mod store;
 mod transport;
 mod unpack;
@@ -38,9 +43,11 @@ pub use auth::{AuthError, RegistryAuths};
 pub use digest::{Digest, DigestError};
 pub use error::{LayerError, MountError, OpenError, PullError};
 pub use limits::Limits;
+pub use ocicrypt::DecryptError;
 pub use policy::{PolicyError, PullPolicy};
 pub use proxies::{Proxies, ProxyError};
 pub use pull::{LayerProgress, Progress, PulledImage};
 pub use registries::{Registries, RegistriesError};
-pub use resource::{ResourceError, ResourceSource};
+pub use resource::{ResourceError, ResourceSource, Resources};
+pub use signature::{ImagePolicy, ImagePolicyError, Lookaside, LookasideError, SignatureError};
 pub use store::{Store, StoreConfig};

@@ -1,9 +1,12 @@
 //! What a manifest, an index and a configuration say. Pure: bytes in, decisions out.
 
+use std::collections::BTreeMap;
+
 use oci_spec::image::{Arch, ImageConfiguration, Os};
 use serde::Deserialize;
 
 use crate::Digest;
+use crate::ocicrypt::{ENCRYPTED, Encryption};
 
 /// A document of a registry.
 #[derive(Debug)]
@@ -35,6 +38,8 @@ pub(crate) struct Blob {
     pub(crate) digest: Digest,
     pub(crate) size: u64,
     pub(crate) compression: Compression,
+    /// Of a layer that arrives encrypted.
+    pub(crate) encryption: Option<Encryption>,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -76,6 +81,8 @@ struct RawDescriptor {
     digest: Digest,
     size: u64,
     platform: Option<RawPlatform>,
+    #[serde(default)]
+    annotations: Option<BTreeMap<String, String>>,
 }
 
 #[derive(Deserialize)]
@@ -120,13 +127,40 @@ fn choose(manifests: Vec<RawDescriptor>) -> Option<Descriptor> {
 }
 
 fn blob(raw: RawDescriptor) -> Result<Blob, Unfit> {
-    let compression = match raw.media_type.as_str() {
-        "application/vnd.oci.image.layer.v1.tar" | "application/vnd.docker.image.rootfs.diff.tar" => Compression::Plain,
-        "application/vnd.oci.image.layer.v1.tar+gzip" | "application/vnd.docker.image.rootfs.diff.tar.gzip" => Compression::Gzip,
-        "application/vnd.oci.image.layer.v1.tar+zstd" | "application/vnd.docker.image.rootfs.diff.tar.zstd" => Compression::Zstd,
-        _ => return Err(Unfit::UnsupportedLayer { digest: raw.digest, media_type: raw.media_type.chars().take(160).collect() }),
+    let (plain, is_encrypted) = match raw.media_type.strip_suffix(ENCRYPTED) {
+        Some(plain) => (plain, true),
+        None => (raw.media_type.as_str(), false),
     };
-    Ok(Blob { digest: raw.digest, size: raw.size, compression })
+    let Some(compression) = layer_format(plain) else {
+        return Err(Unfit::UnsupportedLayer { digest: raw.digest, media_type: raw.media_type.chars().take(160).collect() });
+    };
+    let annotations = raw.annotations.unwrap_or_default();
+    let encryption = is_encrypted.then(|| Encryption::parse(&annotations)).transpose();
+    let encryption = encryption.map_err(|reason| Unfit::Unusable(format!("layer {}: {reason}", raw.digest)))?;
+    Ok(Blob { digest: raw.digest, size: raw.size, compression, encryption })
+}
+
+/// A layer that is not compressed; what follows says how others are.
+pub(crate) const OCI_LAYER: &str = "application/vnd.oci.image.layer.v1.tar";
+
+/// How a layer of this media type, which is not encrypted, is compressed.
+pub(crate) fn layer_format(media_type: &str) -> Option<Compression> {
+    const NOT_DISTRIBUTABLE: &str = "application/vnd.oci.image.layer.nondistributable.v1.tar";
+    const DOCKER: &str = "application/vnd.docker.image.rootfs.diff.tar";
+    if let Some(compression) = media_type.strip_prefix(DOCKER) {
+        return match compression {
+            "" => Some(Compression::Plain),
+            ".gzip" => Some(Compression::Gzip),
+            ".zstd" => Some(Compression::Zstd),
+            _ => None,
+        };
+    }
+    match media_type.strip_prefix(OCI_LAYER).or_else(|| media_type.strip_prefix(NOT_DISTRIBUTABLE))? {
+        "" => Some(Compression::Plain),
+        "+gzip" => Some(Compression::Gzip),
+        "+zstd" => Some(Compression::Zstd),
+        _ => None,
+    }
 }
 
 /// An image's configuration with what the store needs of it.
@@ -213,14 +247,47 @@ mod tests {
     }
 
     #[test]
-    fn encrypted_and_unknown_layers_are_named() {
-        for media_type in
-            ["application/vnd.oci.image.layer.v1.tar+zstd+encrypted", "application/vnd.oci.image.layer.v1.tar+gzip+encrypted", ""]
-        {
+    fn unknown_layers_are_named() {
+        for media_type in [
+            "application/vnd.oci.image.layer.v1.tar+lzma",
+            "application/vnd.oci.image.layer.v1.tar+gzip+encrypted+encrypted",
+            "+encrypted",
+            "",
+        ] {
             let manifest = json!({"schemaVersion": 2, "config": {"digest": digest('a'), "size": 1},
                 "layers": [{"digest": digest('b'), "size": 1, "mediaType": media_type}]});
             let expected = Unfit::UnsupportedLayer { digest: digest('b').parse().unwrap(), media_type: media_type.to_owned() };
             assert_eq!(parse(&manifest).unwrap_err(), expected);
+        }
+    }
+
+    #[test]
+    fn encrypted_layers_of_all_formats_are_read() {
+        let annotations = json!({
+            "org.opencontainers.image.enc.pubopts": crate::ocicrypt::encode_public(&[0; 32]),
+            "org.opencontainers.image.enc.keys.provider.attestation-agent": "YQ==",
+        });
+        let layer = |media_type: &str, annotations: &serde_json::Value| {
+            let manifest = json!({"schemaVersion": 2, "config": {"digest": digest('a'), "size": 1},
+                "layers": [{"digest": digest('b'), "size": 1, "mediaType": media_type, "annotations": annotations}]});
+            match parse(&manifest)? {
+                Document::Manifest(mut manifest) => Ok(manifest.layers.remove(0)),
+                Document::Index(_) => panic!(),
+            }
+        };
+        for (media_type, compression) in [
+            ("application/vnd.oci.image.layer.v1.tar+encrypted", Compression::Plain),
+            ("application/vnd.oci.image.layer.v1.tar+gzip+encrypted", Compression::Gzip),
+            ("application/vnd.oci.image.layer.v1.tar+zstd+encrypted", Compression::Zstd),
+            ("application/vnd.oci.image.layer.nondistributable.v1.tar+encrypted", Compression::Plain),
+            ("application/vnd.oci.image.layer.nondistributable.v1.tar+gzip+encrypted", Compression::Gzip),
+            ("application/vnd.docker.image.rootfs.diff.tar.gzip+encrypted", Compression::Gzip),
+        ] {
+            let blob = layer(media_type, &annotations).unwrap();
+            assert_eq!((blob.compression, blob.encryption.is_some()), (compression, true), "{media_type}");
+            assert!(matches!(layer(media_type, &json!(null)), Err(Unfit::Unusable(reason)) if reason.contains("pubopts")));
+            let plain = layer(media_type.trim_end_matches("+encrypted"), &annotations).unwrap();
+            assert_eq!((plain.compression, plain.encryption), (compression, None));
         }
     }
 

@@ -8,8 +8,10 @@ use rustix::io::Errno;
 use tokio::sync::{oneshot, watch};
 
 use crate::download::{self, Source};
-use crate::manifest::{Blob, Config, Descriptor, Document, Manifest, Unfit, chain_ids};
+use crate::manifest::{Blob, Compression, Config, Descriptor, Document, Manifest, Unfit, chain_ids};
+use crate::ocicrypt::{DecryptError, KeyRing, Sealed};
 use crate::registries::Endpoint;
+use crate::signature::{Check, Name, Subject};
 use crate::store::{Inner, Temporary};
 use crate::transport::{Repository, Transport};
 use crate::unpack::{self, Failure, Job, Unpacked};
@@ -65,6 +67,7 @@ struct Resolved {
 struct Layers<'a> {
     store: &'a Inner,
     repository: &'a Repository,
+    keys: KeyRing<'a>,
     diff_ids: &'a [Digest],
     chain: &'a [Digest],
     progress: Option<&'a watch::Sender<Progress>>,
@@ -83,6 +86,9 @@ impl Store {
     ) -> Result<PulledImage, PullError> {
         let parsed: Reference =
             reference.parse().map_err(|error| PullError::Reference { reference: reference.to_owned(), source: Box::new(error) })?;
+        if let Some(uri) = policy.unread_resource() {
+            return Err(PullError::Unread { reference: reference.to_owned(), uri: uri.to_owned() });
+        }
         let places = policy.registries.endpoints(&parsed).map_err(|_| PullError::Blocked { reference: reference.to_owned() })?;
         let transport = Transport::new(self.inner.limits(), &self.inner.config.root_certificates, policy)
             .map_err(|source| PullError::Client { source })?;
@@ -94,7 +100,7 @@ impl Store {
         };
         for place in places {
             let repository = repository(&transport, place, policy, reference);
-            match self.inner.pull_from(&repository, policy, progress).await {
+            match self.inner.pull_from(&repository, &parsed, policy, progress).await {
                 Ok(image) => return Ok(image),
                 Err(error) if error.is_local() => return Err(error),
                 Err(error) => {
@@ -121,17 +127,19 @@ impl Inner {
     async fn pull_from(
         &self,
         repository: &Repository,
+        asked: &Reference,
         policy: &PullPolicy,
         progress: Option<&watch::Sender<Progress>>,
     ) -> Result<PulledImage, PullError> {
-        let Resolved { resolved, manifest_digest, config_digest, manifest, config } = self.resolve(repository, policy).await?;
+        let Resolved { resolved, manifest_digest, config_digest, manifest, config } = self.resolve(repository, asked, policy).await?;
         let chain = chain_ids(&config.diff_ids);
         self.check_space(repository, &manifest.layers, &chain)?;
         if let Some(progress) = progress {
             let start = |blob: &Blob| LayerProgress { digest: blob.digest.clone(), size: blob.size, received: 0, done: false };
             progress.send_replace(Progress { layers: manifest.layers.iter().map(start).collect() });
         }
-        let layers = Layers { store: self, repository, diff_ids: &config.diff_ids, chain: &chain, progress };
+        let keys = KeyRing::new(&policy.resources);
+        let layers = Layers { store: self, repository, keys, diff_ids: &config.diff_ids, chain: &chain, progress };
         // Each layer's future is told when the one below it is in the store.
         let mut below = None;
         let futures = manifest.layers.iter().enumerate().map(|(index, blob)| {
@@ -149,7 +157,9 @@ impl Inner {
         })
     }
 
-    async fn resolve(&self, repository: &Repository, policy: &PullPolicy) -> Result<Resolved, PullError> {
+    /// What the registry says the image is. Nothing but the manifest is read, and the store is not looked at, before the policy allows it:
+    /// layers that are there do not make an image allowed.
+    async fn resolve(&self, repository: &Repository, asked: &Reference, policy: &PullPolicy) -> Result<Resolved, PullError> {
         let reference = &repository.endpoint().reference;
         let (resolved, mut document) = match reference.digest() {
             Some(digest) => {
@@ -178,6 +188,13 @@ impl Inner {
             pinned("manifest", &policy.expected_manifest, &manifest_digest)?;
         }
         pinned("configuration", &policy.expected_config, &manifest.config.digest)?;
+        let mut digests = vec![&manifest_digest];
+        if resolved != manifest_digest {
+            digests.push(&resolved);
+        }
+        let subject = Subject { name: Name::of(asked), digests, repository };
+        let allowed = Check::new(&policy.image_policy, &policy.lookaside, &policy.resources).allows(&subject).await;
+        allowed.map_err(|source| PullError::NotAllowed { reference: repository.asked(), source: Box::new(source) })?;
         let config = self.config(repository, &manifest.config, manifest.layers.len()).await?;
         Ok(Resolved { resolved, manifest_digest, config_digest: manifest.config.digest.clone(), manifest, config })
     }
@@ -197,17 +214,22 @@ impl Inner {
         Config::parse(&bytes, layers).map_err(|unfit| unfit.of(repository, "the configuration"))
     }
 
-    /// Compressed layers are a lower bound of what they need on disk.
+    /// Compressed layers are a lower bound of what they need on disk. Beside an encrypted one lies its ciphertext, for a while.
     fn check_space(&self, repository: &Repository, blobs: &[Blob], chain: &[Digest]) -> Result<(), PullError> {
         let missing = blobs.iter().zip(chain).filter(|(_, chain_id)| !self.has_layer(chain_id));
-        let needed = missing.fold(0, |sum: u64, (blob, _)| sum.saturating_add(blob.size));
+        let (needed, spool) = missing.fold((0_u64, 0), |(sum, spool), (blob, _)| {
+            let of_this = if blob.encryption.is_some() { blob.size } else { 0 };
+            (sum.saturating_add(blob.size), of_this.max(spool))
+        });
+        let needed = needed.saturating_add(spool);
         let free = self.space().free().map_err(|source| PullError::Store { action: "look at the free space", source })?;
         if needed > free { Err(PullError::NoSpace { reference: repository.asked(), needed, free }) } else { Ok(()) }
     }
 }
 
 impl Layers<'_> {
-    /// Returns when the layer is in the store, made by this pull or another.
+    /// Returns when the layer is in the store, made by this pull or another. A layer that arrives encrypted has to prove that its key is
+    /// to be had also when it is there: who may not have the key must not find out by a store that is warm.
     async fn ensure(
         &self,
         index: usize,
@@ -216,12 +238,13 @@ impl Layers<'_> {
         done: oneshot::Sender<()>,
     ) -> Result<(), PullError> {
         let chain_id = &self.chain[index];
+        let sealed = self.unseal(index, blob).await?;
         let flight = self.store.flight(chain_id);
         let _only_maker = flight.lock().await;
         if !self.store.has_layer(chain_id) {
             let unpacked = {
                 let _turn = self.store.downloads.acquire().await.map_err(|_| self.interrupted())?;
-                self.fetch(index, blob).await?
+                self.fetch(index, blob, sealed).await?
             };
             if let Some(below) = below {
                 // Its sender goes away only when this pull has failed.
@@ -235,7 +258,24 @@ impl Layers<'_> {
         Ok(())
     }
 
-    async fn fetch(&self, index: usize, blob: &Blob) -> Result<(Temporary, Unpacked), PullError> {
+    /// What opens the layer, if it is encrypted.
+    async fn unseal(&self, index: usize, blob: &Blob) -> Result<Option<Sealed>, PullError> {
+        let Some(encryption) = &blob.encryption else { return Ok(None) };
+        let options = self.keys.open(encryption).await.map_err(|error| self.undecryptable(blob, error))?;
+        let diff_id = &self.diff_ids[index];
+        // Both are digests of the archive; of a compressed layer this shows when it is decrypted.
+        if blob.compression == Compression::Plain && options.digest() != diff_id {
+            let error = DecryptError::Plaintext { expected: diff_id.clone(), actual: options.digest().clone() };
+            return Err(self.undecryptable(blob, error));
+        }
+        Ok(Some(Sealed { hmac: encryption.hmac.clone(), options }))
+    }
+
+    fn undecryptable(&self, blob: &Blob, source: DecryptError) -> PullError {
+        PullError::Decrypt { reference: self.repository.asked(), digest: blob.digest.clone(), source: Box::new(source) }
+    }
+
+    async fn fetch(&self, index: usize, blob: &Blob, sealed: Option<Sealed>) -> Result<(Temporary, Unpacked), PullError> {
         let what = format!("layer {}", blob.digest);
         let store = |action| move |source| PullError::Store { action, source };
         let temporary = self.store.temporary().map_err(store("make a folder"))?;
@@ -245,6 +285,7 @@ impl Layers<'_> {
             compression: blob.compression,
             digest: blob.digest.clone(),
             diff_id: self.diff_ids[index].clone(),
+            sealed,
             limits: self.store.limits().clone(),
             root: temporary.path(),
             space: self.store.space(),
@@ -266,6 +307,7 @@ impl Layers<'_> {
         match failure {
             Failure::Layer(error) if error.is_no_space() => no_space(reference),
             Failure::Layer(source) => PullError::Layer { reference, digest: blob.digest.clone(), source },
+            Failure::Decrypt(error) => self.undecryptable(blob, error),
             Failure::WrongDigest(actual) => self.repository.wrong_digest(what, &blob.digest, actual),
             Failure::GivenUp => PullError::Interrupted { reference },
             Failure::Store(_, source) if source.raw_os_error() == Some(Errno::NOSPC.raw_os_error()) => no_space(reference),

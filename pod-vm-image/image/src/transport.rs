@@ -178,6 +178,21 @@ impl Repository {
         self.read(response, limit, what).await
     }
 
+    /// Something that belongs to the image and is on another server, which gets no credentials. `None` if it is not there.
+    pub(crate) async fn elsewhere(&self, url: &str, limit: u64, what: &'static str) -> Result<Option<Bytes>, PullError> {
+        let response = self.send(url, Wanted { accept: "*/*", first: 0 }, None, what).await?;
+        if response.status() == StatusCode::NOT_FOUND {
+            return Ok(None);
+        }
+        match response.status() {
+            StatusCode::OK => self.read(response, limit, what).await.map(Some),
+            status => {
+                let server = response.url().host_str().unwrap_or_default().to_owned();
+                Err(self.status(server, what, status))
+            }
+        }
+    }
+
     pub(crate) fn limits(&self) -> &Limits {
         &self.limits
     }
@@ -318,13 +333,12 @@ impl Repository {
         match response.status() {
             StatusCode::OK => Ok(response),
             StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN => Err(self.unauthorized()),
-            status => Err(PullError::Status {
-                reference: self.asked(),
-                registry: self.registry(),
-                what: what.to_owned(),
-                status: status.as_u16(),
-            }),
+            status => Err(self.status(self.registry(), what, status)),
         }
+    }
+
+    fn status(&self, registry: String, what: &str, status: StatusCode) -> PullError {
+        PullError::Status { reference: self.asked(), registry, what: what.to_owned(), status: status.as_u16() }
     }
 
     /// Reads a whole body, or fails as soon as it is longer than allowed.

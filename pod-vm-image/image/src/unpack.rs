@@ -21,6 +21,7 @@ pub(crate) use tree::own_path;
 
 use crate::download::{Compressed, GivenUp};
 use crate::manifest::Compression;
+use crate::ocicrypt::{DecryptError, Sealed, Spool, SpoolError};
 use crate::{Digest, LayerError, Limits};
 use archive::{Archive, Entry, damaged};
 use meter::{Inflated, Meter};
@@ -35,6 +36,8 @@ pub(crate) struct Job {
     pub(crate) digest: Digest,
     /// Of the archive.
     pub(crate) diff_id: Digest,
+    /// For a layer that arrives encrypted.
+    pub(crate) sealed: Option<Sealed>,
     pub(crate) limits: Limits,
     /// An empty folder.
     pub(crate) root: PathBuf,
@@ -54,6 +57,8 @@ pub(crate) enum Failure {
     Layer(LayerError),
     /// The registry sent something else.
     WrongDigest(Digest),
+    /// The layer does not open.
+    Decrypt(DecryptError),
     /// The download was given up; its own error says why.
     GivenUp,
     /// The store's own files.
@@ -69,9 +74,27 @@ const WHITEOUT_NOTE: &[u8] = b".wh..wh.";
 /// Bytes copied at once.
 const COPY_BYTES: usize = 128 << 10;
 
-/// Unpacks, and succeeds only if both digests match.
-pub(crate) fn unpack(job: Job) -> Result<Unpacked, Failure> {
-    let Job { compressed, compression, digest, diff_id, limits, root, mut space } = job;
+/// Unpacks, and succeeds only if all digests match. A layer that arrives encrypted is complete and authentic before anything is unpacked.
+pub(crate) fn unpack(mut job: Job) -> Result<Unpacked, Failure> {
+    let Some(sealed) = job.sealed.take() else {
+        let digest = job.digest.clone();
+        return unpack_clear(job, Some(&digest));
+    };
+    let path = job.root.with_extension("spool");
+    let spool = Spool::fill(job.compressed, &path, &job.digest, &sealed, &mut job.space)?;
+    let sealed = sealed.options.digest().clone();
+    let compressed = Compressed::from_spool(spool, &sealed);
+    // skopeo, when it compresses and encrypts in one go, seals the digest of what it read: that of the archive, which is looked at anyway.
+    let expected = (sealed != job.diff_id).then_some(&sealed);
+    match unpack_clear(Job { compressed, ..job }, expected) {
+        Err(Failure::WrongDigest(actual)) => Err(Failure::Decrypt(DecryptError::Plaintext { expected: sealed, actual })),
+        other => other,
+    }
+}
+
+/// `expected` is the digest of the stream as it arrives here; `None` leaves the diff_id alone to tell.
+fn unpack_clear(job: Job, expected: Option<&Digest>) -> Result<Unpacked, Failure> {
+    let Job { compressed, compression, diff_id, limits, root, mut space, .. } = job;
     let note = root.with_extension("pending");
     let pending = Pending::create(&note).map_err(|error| Failure::Store("note a layer's folders", error))?;
     let mut tree = Tree::new(&root, &limits, pending).map_err(|error| Failure::Store("open a layer's folder", error))?;
@@ -86,7 +109,7 @@ pub(crate) fn unpack(job: Job) -> Result<Unpacked, Failure> {
         // A damaged stream is most likely not the one that the digest names, which is the better thing to say.
         Ok(()) | Err(LayerError::Damaged { .. }) => {
             let received = compressed.finish().map_err(|_| Failure::GivenUp)?;
-            if received != digest {
+            if expected.is_some_and(|expected| received != *expected) {
                 return Err(Failure::WrongDigest(received));
             }
         }
@@ -97,6 +120,18 @@ pub(crate) fn unpack(job: Job) -> Result<Unpacked, Failure> {
         return Err(Failure::Layer(LayerError::DiffId { expected: diff_id, actual }));
     }
     Ok(Unpacked { root, pending: tree.pending })
+}
+
+impl From<SpoolError> for Failure {
+    fn from(error: SpoolError) -> Self {
+        match error {
+            SpoolError::WrongDigest(actual) => Self::WrongDigest(actual),
+            SpoolError::Decrypt(error) => Self::Decrypt(error),
+            SpoolError::GivenUp => Self::GivenUp,
+            SpoolError::Layer(error) => Self::Layer(error),
+            SpoolError::File(error) => Self::Store("spool an encrypted layer", error),
+        }
+    }
 }
 
 fn write_all<R: Read>(archive: &mut Archive<'_, R>, tree: &mut Tree<'_>, space: &mut Space) -> Result<(), LayerError> {

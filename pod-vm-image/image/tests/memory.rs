@@ -11,10 +11,13 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use common::registry::Body;
-use common::{Registry, chain, limits, policy, store_with};
+use common::{Broker, Registry, chain, limits, policy, store_with};
 use flate2::Compression;
 use flate2::write::GzEncoder;
-use peerpods_image::Limits;
+use peerpods_image::encrypt::{
+    KEY_PACKETS_ANNOTATION, PUBLIC_OPTIONS_ANNOTATION, WrappingKey, encrypt_layer, encrypted_media_type, wrap_key,
+};
+use peerpods_image::{Limits, PullPolicy};
 use serde_json::json;
 use sha2::{Digest as _, Sha256};
 
@@ -23,6 +26,7 @@ const BUDGET_KIB: u64 = 64 << 10;
 const LAYER_BYTES: u64 = 96 << 20;
 /// So many that gzip and zstd are unpacked at once, as many as may be, each with its window.
 const LAYERS: u64 = 8;
+const KID: &str = "kbs:///default/key/1";
 
 /// Writes through and hashes.
 struct Hashing<W>(W, Sha256, u64);
@@ -117,16 +121,28 @@ fn pull() {
                 1 => (gzip(&path, std::io::repeat(7)), common::image::GZIP),
                 _ => (zstd(&path, Noise(number + 1)), common::image::ZSTD),
             };
+            // One of the largest windows is behind the cipher.
+            if number % 4 == 3 {
+                let sealed = path.with_extension("encrypted");
+                let layer = encrypt_layer(File::open(&path).unwrap(), File::create(&sealed).unwrap()).unwrap();
+                std::fs::remove_file(path).unwrap();
+                let packet = wrap_key(&layer.options, &WrappingKey::new(&[7; 32]).unwrap(), KID).unwrap();
+                let annotations = json!({PUBLIC_OPTIONS_ANNOTATION: layer.public_options, KEY_PACKETS_ANNOTATION: packet});
+                registry.set(&format!("/v2/app/blobs/{}", layer.digest), Body::File(sealed));
+                return (layer.digest.to_string(), layer.size, made.2, encrypted_media_type(media_type).unwrap(), annotations);
+            }
             registry.set(&format!("/v2/app/blobs/{}", made.0), Body::File(path));
-            (made.0, made.1, made.2, media_type)
+            (made.0, made.1, made.2, media_type.to_owned(), json!({}))
         })
         .collect();
     let diff_ids: Vec<_> = layers.iter().map(|layer| &layer.2).collect();
     let config =
         json!({"architecture": "amd64", "os": "linux", "rootfs": {"type": "layers", "diff_ids": diff_ids}}).to_string().into_bytes();
     registry.set_blob("app", &config, Body::Bytes(config.clone()));
-    let descriptors: Vec<_> =
-        layers.iter().map(|(digest, size, _, media_type)| json!({"mediaType": media_type, "digest": digest, "size": size})).collect();
+    let descriptors: Vec<_> = layers
+        .iter()
+        .map(|(digest, size, _, media_type, annotations)| json!({"mediaType": media_type, "digest": digest, "size": size, "annotations": annotations}))
+        .collect();
     let config = json!({"digest": common::image::digest(&config), "size": config.len()});
     registry.push_manifest("app", "1", json!({"schemaVersion": 2, "config": config, "layers": descriptors}).to_string().into_bytes());
 
@@ -143,7 +159,8 @@ fn pull() {
             }
         })
     };
-    let pulled = runtime.block_on(store.pull(&format!("{}/app:1", registry.host()), &policy(&registry), None));
+    let policy = PullPolicy { resources: Broker::of([(KID, vec![7; 32])]).resources(), ..policy(&registry) };
+    let pulled = runtime.block_on(store.pull(&format!("{}/app:1", registry.host()), &policy, None));
     stop.store(true, Ordering::Relaxed);
     watcher.join().unwrap();
     let pulled = pulled.unwrap_or_else(|error| panic!("{}", chain(&error)));

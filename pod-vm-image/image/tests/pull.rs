@@ -309,9 +309,9 @@ async fn unsupported_layers_and_platforms_are_named() {
     let (folder, registry) = (tempfile::tempdir().unwrap(), Registry::start());
     let store = store(folder.path());
     let mut image = one_file(b"x");
-    image.layers[0].media_type = "application/vnd.oci.image.layer.v1.tar+gzip+encrypted";
+    image.layers[0].media_type = "application/vnd.oci.image.layer.v1.tar+lzma+encrypted".to_owned();
     let error = pull(&store, &registry, &image).await.unwrap_err();
-    assert!(error.to_string().contains("tar+gzip+encrypted: this version reads plain, gzip and zstd tar layers only"), "{error}");
+    assert!(error.to_string().contains("tar+lzma+encrypted: this version reads plain, gzip and zstd tar layers only"), "{error}");
     registry.push_manifest("app", "1", json!({"schemaVersion": 2, "manifests": []}).to_string().into_bytes());
     let error = store.pull(&format!("{}/app:1", registry.host()), &policy(&registry), None).await.unwrap_err();
     assert!(matches!(error, PullError::NoPlatform { .. }));

@@ -8,8 +8,10 @@ use std::os::unix::fs::MetadataExt as _;
 use std::path::Path;
 use std::process::Command;
 
+use common::broker::{Broker, KEK, KID, encrypted};
+use common::image::zstd_of;
 use common::{Image, Layer, Registry, chain, limits, names, policy, pull, settled, store, store_with};
-use peerpods_image::{Limits, MountError, OpenError, PullError, Store, StoreConfig};
+use peerpods_image::{Limits, MountError, OpenError, PullError, PullPolicy, Store, StoreConfig};
 use rustix::mount::{MountFlags, UnmountFlags};
 use tar::EntryType;
 
@@ -90,6 +92,21 @@ async fn full_disk_is_named_before_and_while_unpacking() {
     let error = pull(&store(disk.0.path()), &registry, &image).await.unwrap_err();
     assert!(matches!(error, PullError::NoSpace { needed, free, .. } if needed > 5 << 20 && free < 5 << 20), "{}", chain(&error));
     assert_eq!(registry.fetches(&image.layers[0].bytes), 0);
+
+    // Beside what is unpacked lies the ciphertext.
+    let image = Image::of([encrypted(&Layer::new().file("noise", &noise[..3 << 20]).plain())]);
+    registry.push("app", "1", &image);
+    let pulling = PullPolicy { resources: Broker::of([(KID, KEK.to_vec())]).resources(), ..policy(&registry) };
+    let name = format!("{}/app:1", registry.host());
+    let error = store(disk.0.path()).pull(&name, &pulling, None).await.unwrap_err();
+    assert!(matches!(error, PullError::NoSpace { needed, free, .. } if needed > 6 << 20 && free < 5 << 20), "{}", chain(&error));
+    assert_eq!(registry.fetches(&image.layers[0].bytes), 0);
+    // One that fits so far as can be known, and does not fit.
+    let zeros = zstd_of(&Layer::new().file("zeros", &[&noise[..1 << 20], &vec![0; 6 << 20][..]].concat()).tar(), 3);
+    registry.push("app", "1", &Image::of([encrypted(&zeros)]));
+    let error = store(disk.0.path()).pull(&name, &pulling, None).await.unwrap_err();
+    assert!(matches!(error, PullError::NoSpace { .. }), "{}", chain(&error));
+    settled(disk.0.path()).await;
 
     // Compressible: known when the disk says so, or when the reserve is reached.
     let image = Image::of([Layer::new().file("zeros", &vec![0; 6 << 20]).gzip()]);

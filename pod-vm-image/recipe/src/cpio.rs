@@ -10,6 +10,9 @@ const FILE: u32 = 0o100_000;
 const SYMLINK: u32 = 0o120_000;
 const CHARACTER_DEVICE: u32 = 0o020_000;
 
+/// The name of the member that ends an archive.
+const TRAILER: &str = "TRAILER!!!";
+
 /// An archive that is being filled.
 #[derive(Debug, Default)]
 pub struct Archive {
@@ -66,7 +69,7 @@ impl Archive {
             write_member(&mut out, inode, path, member);
         }
         let trailer = Member { mode: 0, device: (0, 0), content: Vec::new() };
-        write_member(&mut out, 0, "TRAILER!!!", &trailer);
+        write_member(&mut out, 0, TRAILER, &trailer);
         out
     }
 
@@ -82,8 +85,26 @@ impl Archive {
     }
 }
 
+/// The archive in which systemd's stub hands one file on to the kernel (`pack_cpio_literal` in systemd's `cpio.c`): its folder, then the
+/// file, both read-only and with one link.
+pub(crate) fn as_systemd_stub_packs(folder: &str, file: &str, content: &[u8]) -> Vec<u8> {
+    let member = |mode, content| Member { mode, device: (0, 0), content };
+    let mut out = Vec::new();
+    write_member_with(&mut out, 1, 1, folder, &member(DIRECTORY | 0o555, Vec::new()));
+    write_member_with(&mut out, 2, 1, &format!("{folder}/{file}"), &member(FILE | 0o444, content.to_vec()));
+    // Unlike the rest, the trailer's length of a name is in capitals there.
+    let mut trailer = Vec::new();
+    write_member_with(&mut trailer, 0, 1, TRAILER, &member(0, Vec::new()));
+    out.extend(trailer.iter().map(u8::to_ascii_uppercase));
+    out
+}
+
 fn write_member(out: &mut Vec<u8>, inode: u32, path: &str, member: &Member) {
     let links = if member.mode & 0o170_000 == DIRECTORY { 2 } else { 1 };
+    write_member_with(out, inode, links, path, member);
+}
+
+fn write_member_with(out: &mut Vec<u8>, inode: u32, links: u32, path: &str, member: &Member) {
     let size = u32::try_from(member.content.len()).expect("members of an initrd are far below 4 GiB");
     let name_size = u32::try_from(path.len() + 1).expect("paths are short");
     let (major, minor) = member.device;

@@ -10,7 +10,7 @@ pub(crate) fn full_config() -> String {
     kernel::REQUIRED.iter().map(|(option, _)| format!("CONFIG_{option}=y\n")).collect()
 }
 
-/// A bzImage with this content as its payload.
+/// A bzImage, also an EFI program, with this content as its payload.
 pub(crate) fn bzimage(content: &[u8]) -> Vec<u8> {
     let frame = zstd::encode_all(content, 1).expect("encode");
     let mut image = vec![0; 0x600];
@@ -21,7 +21,28 @@ pub(crate) fn bzimage(content: &[u8]) -> Vec<u8> {
     image[0x24c..0x250].copy_from_slice(&u32::try_from(frame.len() + 4).expect("short").to_le_bytes());
     image.extend_from_slice(&frame);
     image.extend_from_slice(&[13, 0, 0, 0]);
+    let size = u32::try_from(image.len() - 0x600).expect("short");
+    write_pe_header(&mut image, 0x600, [size, 4096, size, 0x600]);
     image
+}
+
+/// Makes these bytes a PE32+ file with one section: its size in memory, address, size and offset.
+fn write_pe_header(pe: &mut [u8], headers_size: u32, section: [u32; 4]) {
+    pe[..2].copy_from_slice(b"MZ");
+    pe[0x3c] = 0x40;
+    pe[0x40..0x44].copy_from_slice(b"PE\0\0");
+    pe[0x44 + 2..0x44 + 4].copy_from_slice(&1_u16.to_le_bytes());
+    pe[0x44 + 16..0x44 + 18].copy_from_slice(&240_u16.to_le_bytes());
+    let optional = 0x44 + 20;
+    pe[optional..optional + 2].copy_from_slice(&0x20b_u16.to_le_bytes());
+    for (offset, value) in [(32, 4096_u32), (36, 512), (56, 8192), (60, headers_size)] {
+        pe[optional + offset..optional + offset + 4].copy_from_slice(&value.to_le_bytes());
+    }
+    let header = optional + 240;
+    pe[header..header + 8].copy_from_slice(b".text\0\0\0");
+    for (offset, value) in [8, 12, 16, 20].into_iter().zip(section) {
+        pe[header + offset..header + offset + 4].copy_from_slice(&value.to_le_bytes());
+    }
 }
 
 /// An ELF file with a `.modinfo` section.
@@ -57,21 +78,7 @@ pub(crate) fn write_modules(folder: &Path) {
 /// A PE32+ file with one section, and this many more headers already used.
 pub(crate) fn stub(used_headers: u16) -> Vec<u8> {
     let mut pe = vec![0; 0x600];
-    pe[..2].copy_from_slice(b"MZ");
-    pe[0x3c] = 0x40;
-    pe[0x40..0x44].copy_from_slice(b"PE\0\0");
-    pe[0x44 + 2..0x44 + 4].copy_from_slice(&1_u16.to_le_bytes());
-    pe[0x44 + 16..0x44 + 18].copy_from_slice(&240_u16.to_le_bytes());
-    let optional = 0x44 + 20;
-    pe[optional..optional + 2].copy_from_slice(&0x20b_u16.to_le_bytes());
-    for (offset, value) in [(32, 4096_u32), (36, 512), (56, 8192), (60, 0x600 - u32::from(used_headers) * 40)] {
-        pe[optional + offset..optional + offset + 4].copy_from_slice(&value.to_le_bytes());
-    }
-    let header = optional + 240;
-    pe[header..header + 8].copy_from_slice(b".text\0\0\0");
-    for (offset, value) in [(8, 16_u32), (12, 4096), (16, 512), (20, 0x600)] {
-        pe[header + offset..header + offset + 4].copy_from_slice(&value.to_le_bytes());
-    }
+    write_pe_header(&mut pe, 0x600 - u32::from(used_headers) * 40, [16, 4096, 512, 0x600]);
     pe.resize(0x800, 0);
     pe
 }

@@ -10,7 +10,7 @@ use crate::cache::Cache;
 use crate::kernel::Kernel;
 use crate::manifest::{FILE_NAME, File, Manifest};
 use crate::pins::{Pin, Pins, Role};
-use crate::{certificates, disk, initrd, modules, package, sha256_hex, uki};
+use crate::{certificates, disk, initrd, measure, modules, package, sha256_hex, uki};
 
 /// The kernel command line. A panic ends the machine at once; the console carries only what somebody must see.
 pub const CMDLINE: &str = "console=ttyS0 quiet panic=-1 reboot=t";
@@ -164,6 +164,7 @@ fn pack(unpacked: &Path, guest: Vec<u8>, inputs: &Pins, unpinned: bool, out: &Pa
         os_release: &format!("ID=peerpods\nNAME=\"Peerpods pod VM\"\nVERSION_ID={}\n", env!("CARGO_PKG_VERSION")),
     })?;
     ensure!(uki.len() <= LARGEST_UKI, "the image has {}, more than {}", mib(uki.len() as u64), mib(LARGEST_UKI as u64));
+    let measurements = measure::predict(&uki).context("predict the image's measurements")?;
     let mut files = BTreeMap::new();
     println!("disk: partition table, EFI system partition");
     let disk = disk::build(&uki)?;
@@ -178,6 +179,7 @@ fn pack(unpacked: &Path, guest: Vec<u8>, inputs: &Pins, unpinned: bool, out: &Pa
         cmdline: CMDLINE.to_owned(),
         kernel: kernel.release,
         files,
+        measurements: Some(measurements.reference_values()),
         guest_sha256,
         inputs: inputs.packages.clone(),
         unpinned,
@@ -252,6 +254,16 @@ mod tests {
         assert_eq!(first.files["vmlinux"], second.files["vmlinux"]);
         assert_ne!(first.files["initrd"], second.files["initrd"]);
         assert_ne!(first.files["uki.efi"], second.files["uki.efi"]);
+        assert!(first.measurements.is_some() && first.measurements != second.measurements);
+    }
+
+    #[test]
+    fn manifest_without_measurements_is_read() {
+        let folder = tempfile::tempdir().expect("folder");
+        let manifest = Manifest { measurements: None, ..pack_in(folder.path(), b"guest").expect("pack") };
+        let text = serde_json::to_string(&manifest).expect("JSON");
+        assert!(!text.contains("measurements"), "{text}");
+        assert_eq!(serde_json::from_str::<Manifest>(&text).expect("manifest"), manifest);
     }
 
     #[test]

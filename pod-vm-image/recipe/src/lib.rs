@@ -18,6 +18,8 @@
 //! **Reproducible**: same inputs, same bytes, in any folder and at any time. Nothing but inputs reaches the output: archive members are
 //! sorted and carry no time or owner, and both the compressor and the PE writer are crates of this workspace's lock file or our own.
 //!
+//! **Measurements**: what a TPM will show after a boot of `uki.efi` is told from its bytes ([`measure`]) and stands in the manifest.
+//!
 //! A build that fails leaves no manifest behind, which is what marks a folder as an image.
 
 pub mod archive;
@@ -32,9 +34,12 @@ pub mod image;
 pub mod initrd;
 pub mod kernel;
 pub mod manifest;
+pub mod measure;
 pub mod modules;
 pub mod package;
+pub mod pe;
 pub mod pins;
+pub mod snp;
 pub mod uki;
 
 use sha2::{Digest as _, Sha256};

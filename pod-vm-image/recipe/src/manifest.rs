@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
 
+use crate::measure::ReferenceValues;
 use crate::pins::Pin;
 
 /// The manifest of an image folder. Readers ignore fields that they do not know; a changed meaning gets a new version.
@@ -18,6 +19,9 @@ pub struct Manifest {
     pub kernel: String,
     /// The other files, by name.
     pub files: BTreeMap<String, File>,
+    /// What a TPM shows after `uki.efi` was booted ([`crate::measure`]); `None` in manifests of older images.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub measurements: Option<ReferenceValues>,
     /// SHA-256 of the guest binary.
     pub guest_sha256: String,
     /// The packages that the image is made of.

@@ -5,6 +5,8 @@
 
 use anyhow::{Context as _, Result, ensure};
 
+use crate::pe::{self, SECTION_HEADER, get16, get32, size};
+
 /// What goes into a UKI.
 #[derive(Debug)]
 pub struct Parts<'a> {
@@ -22,7 +24,6 @@ pub struct Parts<'a> {
     pub os_release: &'a str,
 }
 
-const SECTION_HEADER: usize = 40;
 /// Initialised data, readable.
 const READABLE_DATA: u32 = 0x4000_0040;
 
@@ -60,12 +61,8 @@ struct Pe {
 impl Pe {
     fn parse(stub: &[u8]) -> Result<Self> {
         let bytes = stub.to_vec();
-        ensure!(bytes.starts_with(b"MZ"), "the stub is not an EFI program");
-        let signature = size(get32(&bytes, 0x3c)?)?;
-        ensure!(bytes.get(signature..signature + 4) == Some(b"PE\0\0"), "the stub has no PE header");
-        let coff = signature + 4;
+        let coff = pe::coff(&bytes).context("stub")?;
         let optional = coff + 20;
-        ensure!(get16(&bytes, optional)? == 0x20b, "the stub is not PE32+");
         let section_table = optional + usize::from(get16(&bytes, coff + 16)?);
         let mut pe = Self {
             coff,
@@ -124,20 +121,6 @@ impl Pe {
     fn put32(&mut self, offset: usize, value: u32) {
         self.bytes[offset..offset + 4].copy_from_slice(&value.to_le_bytes());
     }
-}
-
-fn get16(bytes: &[u8], offset: usize) -> Result<u16> {
-    let found = bytes.get(offset..offset + 2).context("PE header lies outside the file")?;
-    Ok(u16::from_le_bytes([found[0], found[1]]))
-}
-
-fn get32(bytes: &[u8], offset: usize) -> Result<u32> {
-    let found = bytes.get(offset..offset + 4).context("PE header lies outside the file")?;
-    Ok(u32::from_le_bytes([found[0], found[1], found[2], found[3]]))
-}
-
-fn size(value: u32) -> Result<usize> {
-    usize::try_from(value).context("size does not fit")
 }
 
 #[cfg(test)]

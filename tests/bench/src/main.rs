@@ -2,8 +2,10 @@
 
 mod burst;
 mod cri;
+mod decrypt;
 mod engine;
 mod figure;
+mod keys;
 mod memory;
 mod pull;
 mod start;
@@ -12,7 +14,7 @@ mod warm;
 
 use anyhow::{Result, bail};
 
-const NAMES: &[&str] = &["tunnel", "start", "memory", "pull", "cri", "engine", "burst", "warm"];
+const NAMES: &[&str] = &["tunnel", "start", "memory", "pull", "cri", "engine", "burst", "warm", "keys", "decrypt"];
 
 fn main() -> Result<()> {
     let mut is_json = false;
@@ -34,6 +36,8 @@ fn main() -> Result<()> {
             "cri" => runtime.block_on(cri::run())?,
             "engine" => engine::run()?,
             "burst" => burst::run()?,
+            "keys" => runtime.block_on(keys::run())?,
+            "decrypt" => runtime.block_on(decrypt::run())?,
             _ => runtime.block_on(pull::run())?,
         };
         for figure in figures {

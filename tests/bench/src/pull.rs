@@ -15,6 +15,16 @@ use crate::figure::{Budget, Figure};
 /// The image's size: one file that does not compress.
 const MIB: usize = 1024;
 
+/// How a pull went.
+pub(crate) struct Pull {
+    /// Until the container is there.
+    pub(crate) secs: f64,
+    /// Anonymous and shared memory of the guest before, in MiB.
+    pub(crate) idle: f64,
+    /// At its highest.
+    pub(crate) peak: f64,
+}
+
 /// Pulls it once on a sandbox machine, whose cgroup holds the guest and nothing else.
 pub(crate) async fn run() -> Result<Vec<Figure>> {
     let mut world = World::start(&WorldOptions::new(Level::Sandbox))?;
@@ -22,37 +32,11 @@ pub(crate) async fn run() -> Result<Vec<Figure>> {
     world.registry().push(world.netns(), "bulky", "1", &bulky)?;
     let blob = format!("/v2/bulky/blobs/{}", bulky.layers.last().context("no layer")?.digest());
     drop(bulky);
-    let netns = world.add_pod()?.netns().path();
-    let mut shim = world.shim("bulky", 1);
-    let socket = shim.create_vm(&netns, &[("cc_init_data", &world.initdata())]).await?;
-    shim.start_vm(&socket).await?;
-    shim.create_sandbox().await?;
-    let groups = memory_groups(&world)?;
-    let idle = used_mib(&groups)?;
-    let (is_over, peak) = (Arc::new(AtomicBool::new(false)), Arc::new(AtomicU64::new(0)));
-    let watcher = {
-        let (is_over, peak) = (Arc::clone(&is_over), Arc::clone(&peak));
-        std::thread::spawn(move || {
-            while !is_over.load(Ordering::Relaxed) {
-                let now = used_mib(&groups).unwrap_or(0.0);
-                #[allow(clippy::cast_possible_truncation, clippy::cast_sign_loss)]
-                peak.fetch_max((now * 1024.0) as u64, Ordering::Relaxed);
-                std::thread::sleep(Duration::from_millis(5));
-            }
-        })
-    };
-    let begin = Instant::now();
-    let image = format!("{}/bulky:1", world.registry_host());
-    let id = "d".repeat(64);
-    let pulled = shim.create_container(&ContainerRequest::new(&id, &image, &["/bin/true"])).await.with_context(|| world.logs());
-    let secs = begin.elapsed().as_secs_f64();
-    is_over.store(true, Ordering::Relaxed);
-    let _ = watcher.join();
-    pulled?;
-    shim.stop_vm().await?;
+    let initdata = world.initdata();
+    let Pull { secs, idle, peak } = pull(&mut world, &initdata, "bulky").await?;
     let download = download_secs(&world, blob)?;
     #[allow(clippy::cast_precision_loss)]
-    let (peak, size) = (peak.load(Ordering::Relaxed) as f64 / 1024.0, MIB as f64);
+    let size = MIB as f64;
     Ok(vec![
         Figure {
             name: "pull of a 1 GiB image, peak above idle".to_owned(),
@@ -71,6 +55,42 @@ pub(crate) async fn run() -> Result<Vec<Figure>> {
             budget: Budget::None,
         },
     ])
+}
+
+/// Pulls an image in a pod VM of its own, which has nothing in its store.
+pub(crate) async fn pull(world: &mut World, initdata: &str, image: &str) -> Result<Pull> {
+    let netns = world.add_pod()?.netns().path();
+    let mut shim = world.shim(image, 1);
+    let socket = shim.create_vm(&netns, &[("cc_init_data", initdata)]).await?;
+    shim.start_vm(&socket).await?;
+    shim.create_sandbox().await?;
+    let groups = memory_groups(world)?;
+    let idle = used_mib(&groups)?;
+    let (is_over, peak) = (Arc::new(AtomicBool::new(false)), Arc::new(AtomicU64::new(0)));
+    let watcher = {
+        let (is_over, peak) = (Arc::clone(&is_over), Arc::clone(&peak));
+        std::thread::spawn(move || {
+            while !is_over.load(Ordering::Relaxed) {
+                let now = used_mib(&groups).unwrap_or(0.0);
+                #[allow(clippy::cast_possible_truncation, clippy::cast_sign_loss)]
+                peak.fetch_max((now * 1024.0) as u64, Ordering::Relaxed);
+                std::thread::sleep(Duration::from_millis(5));
+            }
+        })
+    };
+    let begin = Instant::now();
+    let image = format!("{}/{image}:1", world.registry_host());
+    let id = "d".repeat(64);
+    let pulled = shim.create_container(&ContainerRequest::new(&id, &image, &["/bin/true"])).await.with_context(|| world.logs());
+    let secs = begin.elapsed().as_secs_f64();
+    is_over.store(true, Ordering::Relaxed);
+    let _ = watcher.join();
+    pulled?;
+    shim.stop_vm().await?;
+    world.wait_for_no_machines(Duration::from_secs(30))?;
+    #[allow(clippy::cast_precision_loss)]
+    let peak = peak.load(Ordering::Relaxed) as f64 / 1024.0;
+    Ok(Pull { secs, idle, peak })
 }
 
 /// The memory cgroups of the one machine, with those below.

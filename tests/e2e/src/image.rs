@@ -1,16 +1,20 @@
 //! Container images made from Debian's busybox, as bytes of the OCI image format.
 
+use std::collections::BTreeMap;
 use std::io::Write as _;
 
 use anyhow::{Context, Result};
 use flate2::Compression;
 use flate2::write::GzEncoder;
+use peerpods_image::encrypt::{self, WrappingKey};
 use sha2::{Digest as _, Sha256};
 
 /// A layer as the registry holds it, and the digest of its content.
 pub struct Layer {
     /// What the manifest says of it.
-    pub media_type: &'static str,
+    pub media_type: String,
+    /// More that the manifest says of it.
+    pub annotations: BTreeMap<String, String>,
     /// As the registry holds it.
     pub bytes: Vec<u8>,
     /// `sha256:…` of the uncompressed tar.
@@ -36,7 +40,6 @@ pub struct Image {
 
 const GZIP: &str = "application/vnd.oci.image.layer.v1.tar+gzip";
 const ZSTD: &str = "application/vnd.oci.image.layer.v1.tar+zstd";
-const ENCRYPTED: &str = "application/vnd.oci.image.layer.v1.tar+gzip+encrypted";
 
 /// Applets that images of the tests use.
 const APPLETS: &[&str] = &[
@@ -191,17 +194,23 @@ impl Image {
     pub fn as_zstd(mut self) -> Result<Self> {
         for layer in &mut self.layers {
             layer.bytes = zstd::encode_all(flate2::read::GzDecoder::new(&layer.bytes[..]), 3)?;
-            layer.media_type = ZSTD;
+            layer.media_type = ZSTD.to_owned();
         }
         Ok(self)
     }
-
-    /// The same with its layers marked as encrypted: what a node sees of such an image. The bytes are not ciphertext.
-    pub fn marked_encrypted(mut self) -> Self {
+    /// The same with its layers encrypted; their keys are wrapped with the resource of that URI.
+    pub fn encrypted(mut self, key: &[u8; 32], uri: &str) -> Result<Self> {
+        let key = WrappingKey::new(key)?;
         for layer in &mut self.layers {
-            layer.media_type = ENCRYPTED;
+            let mut ciphertext = Vec::new();
+            let encrypted = encrypt::encrypt_layer(&layer.bytes[..], &mut ciphertext)?;
+            let packet = encrypt::wrap_key(&encrypted.options, &key, uri)?;
+            layer.media_type = encrypt::encrypted_media_type(&layer.media_type).context("a layer that can be encrypted")?;
+            layer.annotations.insert(encrypt::PUBLIC_OPTIONS_ANNOTATION.to_owned(), encrypted.public_options);
+            layer.annotations.insert(encrypt::KEY_PACKETS_ANNOTATION.to_owned(), packet);
+            layer.bytes = ciphertext;
         }
-        self
+        Ok(self)
     }
 
     /// The configuration object.
@@ -267,6 +276,6 @@ impl Builder {
         let tar = self.0.into_inner()?;
         let mut gzip = GzEncoder::new(Vec::new(), Compression::fast());
         gzip.write_all(&tar)?;
-        Ok(Layer { media_type: GZIP, bytes: gzip.finish()?, diff_id: digest(&tar) })
+        Ok(Layer { media_type: GZIP.to_owned(), annotations: BTreeMap::new(), bytes: gzip.finish()?, diff_id: digest(&tar) })
     }
 }

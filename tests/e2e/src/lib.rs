@@ -6,8 +6,10 @@
 //! Everything is removed when the world is dropped; [`Leftovers`] asks the kernel whether that is true.
 
 mod condition;
+mod confidential;
 mod containerd;
 mod cri;
+mod folders;
 mod image;
 mod kata;
 mod leftovers;
@@ -21,8 +23,10 @@ mod scenario;
 mod world;
 
 pub use condition::{eventually, eventually_async};
+pub use confidential::{CosignKey, RelyingParty, TeeUnderTest, pcr8_after};
 pub use containerd::{Gate, Handler, Kubelet, Rig, RigOptions, Version, Volume};
 pub use cri::{Cri, Outcome, PortStream, Session, v1};
+pub use folders::{binaries_folder, image_folder, trixie_folder};
 pub use image::{Image, Layer};
 pub use kata::{ContainerIo, ContainerRequest, KataShim};
 pub use leftovers::Leftovers;
@@ -33,4 +37,4 @@ pub use recording::{Event, read_recording, recordings_folder};
 pub use registry::Registry;
 pub use replay::Replay;
 pub use scenario::{Container, Naming, Pod, Running, RunningPod, Scenario, Story};
-pub use world::{Cloud, Level, World, WorldOptions, binaries_folder, image_folder};
+pub use world::{Cloud, Level, World, WorldOptions};

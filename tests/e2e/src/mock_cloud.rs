@@ -7,7 +7,8 @@ use std::time::Duration;
 use anyhow::{Context as _, Result, bail, ensure};
 use serde_json::Value;
 
-use crate::world::{Level, binaries_folder};
+use crate::binaries_folder;
+use crate::world::Level;
 use crate::{Netns, Process, eventually};
 
 /// A running mock cloud.

@@ -64,7 +64,11 @@ impl Registry {
         let mut layers = Vec::new();
         for layer in &image.layers {
             self.put_blob(node, name, &layer.bytes)?;
-            layers.push(json!({ "mediaType": layer.media_type, "digest": layer.digest(), "size": layer.bytes.len() }));
+            let mut descriptor = json!({ "mediaType": layer.media_type, "digest": layer.digest(), "size": layer.bytes.len() });
+            if !layer.annotations.is_empty() {
+                descriptor["annotations"] = json!(layer.annotations);
+            }
+            layers.push(descriptor);
         }
         let manifest = json!({
             "schemaVersion": 2,
@@ -77,6 +81,27 @@ impl Registry {
         let manifest_digest = digest(&manifest);
         self.request(node, "PUT", &format!("/v2/{name}/manifests/{tag}"), "application/vnd.oci.image.manifest.v1+json", manifest)?;
         Ok(manifest_digest)
+    }
+
+    /// Pushes a signature of a manifest, where cosign puts it: the layer's content and its annotations.
+    pub fn push_signature(&self, node: &Netns, name: &str, manifest_digest: &str, payload: &[u8], signature: &str) -> Result<()> {
+        let config = b"{}";
+        self.put_blob(node, name, config)?;
+        self.put_blob(node, name, payload)?;
+        let manifest = json!({
+            "schemaVersion": 2,
+            "mediaType": "application/vnd.oci.image.manifest.v1+json",
+            "config": { "mediaType": "application/vnd.oci.image.config.v1+json", "digest": digest(config), "size": config.len() },
+            "layers": [{
+                "mediaType": "application/vnd.dev.cosign.simplesigning.v1+json",
+                "digest": digest(payload),
+                "size": payload.len(),
+                "annotations": { "dev.cosignproject.cosign/signature": signature },
+            }],
+        });
+        let tag = format!("{}.sig", manifest_digest.replace(':', "-"));
+        let kind = "application/vnd.oci.image.manifest.v1+json";
+        self.request(node, "PUT", &format!("/v2/{name}/manifests/{tag}"), kind, manifest.to_string().into_bytes()).map(drop)
     }
 
     fn put_blob(&self, node: &Netns, name: &str, blob: &[u8]) -> Result<()> {

@@ -16,7 +16,7 @@ use nix::unistd::Pid;
 
 use config::{controller_config, machine_image, node_config};
 
-use crate::{KataShim, MockCloud, Netns, PodNetns, Process, Registry, eventually};
+use crate::{KataShim, MockCloud, Netns, PodNetns, Process, Registry, binaries_folder, eventually};
 
 /// How pod VMs are made in a world.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -47,6 +47,8 @@ pub struct WorldOptions {
     pub mock_extra: Vec<String>,
     /// What a sandbox runs as PID 1 in place of the guest.
     pub guest: Option<PathBuf>,
+    /// The TEE of the class `default` and, in lines of TOML, more about that class.
+    pub class: (&'static str, String),
     /// Extra lines for the controller's configuration.
     pub controller_extra: String,
     /// Extra lines for the local provider's table.
@@ -65,6 +67,7 @@ impl WorldOptions {
             cloud: Cloud::Local,
             mock_extra: Vec::new(),
             guest: None,
+            class: ("sample", String::new()),
             controller_extra: String::new(),
             provider_extra: String::new(),
             node_extra: String::new(),
@@ -88,6 +91,9 @@ pub struct World {
     folder: tempfile::TempDir,
     next_pod: u16,
 }
+
+/// The agent policy of pods whose story is not about policies.
+pub(crate) const ALLOW_ALL: &str = include_str!("../../../pod-vm-image/agent/src/policy/built_in_default.rego");
 
 /// The bridge's address in every world; each has a namespace of its own.
 const VM_GATEWAY: Ipv4Addr = Ipv4Addr::new(10, 93, 0, 1);
@@ -147,11 +153,12 @@ impl World {
         format!("{VM_GATEWAY}:{}", self.registry.port())
     }
 
-    /// Initdata that lets the guest pull from the world's registry without TLS.
+    /// Initdata that lets the guest pull from the world's registry without TLS and the node do whatever it likes.
     pub fn initdata(&self) -> String {
         format!(
-            "algorithm = \"sha384\"\nversion = \"0.1.0\"\n\n[data]\n\"cdh.toml\" = '''\n[image]\n[[image.registry_config.registry]]\nlocation = \"{}\"\ninsecure = true\n'''\n",
-            self.registry_host()
+            "algorithm = \"sha256\"\nversion = \"0.1.0\"\n\n[data]\n\"cdh.toml\" = '''\n[image]\n[[image.registry_config.registry]]\nlocation = \"{}\"\ninsecure = true\n'''\n\"policy.rego\" = '''\n{}'''\n",
+            self.registry_host(),
+            ALLOW_ALL,
         )
     }
 
@@ -352,21 +359,6 @@ impl Drop for World {
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
-}
-
-/// Where our binaries are: `PEERPODS_BINARIES`, set by `cargo xtask`, else beside the running program.
-pub fn binaries_folder() -> Result<PathBuf> {
-    if let Some(folder) = std::env::var_os("PEERPODS_BINARIES") {
-        return Ok(PathBuf::from(folder));
-    }
-    let own = std::env::current_exe()?;
-    let folder = own.ancestors().find(|folder| folder.join("peerpods-node").is_file());
-    folder.map(Path::to_owned).context("set PEERPODS_BINARIES to the folder of our binaries")
-}
-
-/// Where the pod VM image is: `PEERPODS_IMAGE`, set by `cargo xtask`.
-pub fn image_folder() -> Result<PathBuf> {
-    std::env::var_os("PEERPODS_IMAGE").map(PathBuf::from).context("set PEERPODS_IMAGE to the pod VM image's folder")
 }
 
 /// A process with mounts of its own and an empty folder in place of each that containerd shares with others of its kind.

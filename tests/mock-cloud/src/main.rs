@@ -160,6 +160,7 @@ fn options(serve: &Serve) -> Result<ServerOptions> {
             scratch_mib: peerpods_cloud_api::Mib(8192),
             accelerator: Accelerator::Auto,
             firmware: if serve.firmware { Firmware::Uefi } else { Firmware::None },
+            measured: false,
             tsc_khz: None,
         }),
     };

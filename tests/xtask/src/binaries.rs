@@ -52,6 +52,11 @@ pub(crate) fn containerd_folder() -> Result<PathBuf, String> {
     Ok(target_folder()?.join("containerd"))
 }
 
+/// Where trixie's tools are.
+pub(crate) fn trixie_folder() -> Result<PathBuf, String> {
+    Ok(target_folder()?.join("trixie"))
+}
+
 /// Where moto is.
 pub(crate) fn moto_folder() -> Result<PathBuf, String> {
     Ok(target_folder()?.join("moto"))

@@ -2,18 +2,20 @@
 //!
 //! It installs what a job needs, builds what the job runs, runs it, and prints how long each stage took.
 //! It depends on nothing of ours, so that it compiles in seconds and works when the tree does not build.
-//! Arguments are parsed by hand for the same reason: six commands with a flag or two.
+//! Arguments are parsed by hand for the same reason: a few commands with a flag or two.
 
 mod bench;
 mod binaries;
 mod check;
 mod containerd;
+mod debian;
 mod demo;
 mod moto;
 mod packages;
 mod soak;
 mod stage;
 mod test;
+mod trixie;
 
 use std::process::ExitCode;
 
@@ -28,6 +30,7 @@ Commands:
   image    Build the pod VM image (kernel, initrd, UKI, manifest)
   bench    Measure the budgets of the design, each beside its baseline
   soak     Kill daemon and controller at random moments of pods' lives, for long
+  tools    Unpack the programs that tests are held against; print the variables that one test alone needs
   check    Formatting, lints, licences, dependency rules, file budgets, README freshness
 
 `cargo xtask <COMMAND> --help` says more.
@@ -42,12 +45,13 @@ fn main() -> ExitCode {
         "image" => binaries::image_command(&args),
         "bench" => bench::run(&args),
         "soak" => soak::run(&args),
+        "tools" => test::tools(&args),
         "check" => check::run(&args),
         "--help" | "-h" | "help" => {
             print!("{HELP}");
             Ok(())
         }
-        other => Err(format!("unknown command {other:?}; commands are demo, test, image, bench, soak, check")),
+        other => Err(format!("unknown command {other:?}; commands are demo, test, image, bench, soak, tools, check")),
     };
     match result {
         Ok(()) => ExitCode::SUCCESS,

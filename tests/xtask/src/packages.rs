@@ -33,6 +33,8 @@ pub(crate) const IMAGE: &[Package] = &[
 /// What running a pod in a pod VM here needs.
 pub(crate) const RUN: &[Package] = &[
     Package { name: "qemu-system-x86", probe: "/usr/bin/qemu-system-x86_64", why: "the pod VM" },
+    Package { name: "swtpm", probe: "/usr/bin/swtpm", why: "the software TPM of measured pod VMs" },
+    Package { name: "swtpm-tools", probe: "/usr/bin/swtpm_setup", why: "makes that TPM's keys and certificates" },
     Package { name: "iproute2", probe: "/usr/sbin/ip", why: "network namespaces of the demo and the tests" },
     Package { name: "docker-registry", probe: "/usr/bin/docker-registry", why: "a real registry to pull from" },
     Package { name: "busybox-static", probe: "/usr/bin/busybox", why: "content of the demo's and tests' container images" },
@@ -50,6 +52,9 @@ pub(crate) const CONTAINERD: &[Package] = &[
 pub(crate) const TEST: &[Package] = &[
     Package { name: "ovmf", probe: "/usr/share/OVMF/OVMF_CODE_4M.fd", why: "boots the disk image as clouds do" },
     Package { name: "e2fsprogs", probe: "/usr/sbin/e2fsck", why: "checks the file system that the guest makes" },
+    Package { name: "cryptsetup-bin", probe: "/usr/sbin/cryptsetup", why: "reads the encrypted scratch space that the guest makes" },
+    Package { name: "gpg-agent", probe: "/usr/bin/gpg-agent", why: "keeps the keys that images are signed with" },
+    Package { name: "gpg", probe: "/usr/bin/gpg", why: "signs images, for skopeo" },
     Package { name: "procps", probe: "/usr/bin/kill", why: "signals the programs under test" },
 ];
 

@@ -1,4 +1,4 @@
-//! `cargo xtask soak`: long runs that kill the engine, and processes, at random moments.
+//! `cargo xtask soak`: long runs that fuzz parsers, and kill the engine, and processes, at random moments.
 
 use std::process::Command;
 
@@ -6,11 +6,12 @@ use crate::stage::Stages;
 use crate::{binaries, containerd, packages};
 
 const HELP: &str = "\
-Run the engine through random schedules, then kill the node daemon, the controller or both at random moments of pods' lives.
+Fuzz every parser, run the engine through random schedules, then kill the node daemon, the controller or both at random moments of pods' lives.
 
-Usage: cargo xtask soak [--seed N] [--schedules N] [--kills N] [--pods N]
+Usage: cargo xtask soak [--seed N] [--seconds N] [--schedules N] [--kills N] [--pods N]
 
-  --seed N       the same seed gives the same schedules and kills (default: printed at the start)
+  --seed N       the same seed gives the same inputs, schedules and kills (default: printed at the start)
+  --seconds N    how long each parser of what strangers send is fuzzed (default 600)
   --schedules N  how many schedules of the simulator (default 100000)
   --kills N      how many kills of processes, on this host's provider and again on the mock cloud (default 100)
   --pods N       pods alive at once (default 10)
@@ -26,7 +27,7 @@ a container ended, or a byte of a log or of an exec is lost or doubled.
 
 /// `cargo xtask soak`.
 pub(crate) fn run(args: &[String]) -> Result<(), String> {
-    let Some(options) = crate::parse(args, HELP, &[], &["--seed", "--schedules", "--kills", "--pods"])? else { return Ok(()) };
+    let Some(options) = crate::parse(args, HELP, &[], &["--seed", "--seconds", "--schedules", "--kills", "--pods"])? else { return Ok(()) };
     let mut stages = Stages::new();
     stages.run("packages", || packages::ensure(&[packages::BUILD, packages::RUN, packages::CONTAINERD]))?;
     let containerd = containerd::ensure(&mut stages)?;
@@ -34,12 +35,13 @@ pub(crate) fn run(args: &[String]) -> Result<(), String> {
         let node = ["peerpods-node", "peerpods-link", "peerpods-shim", "peerpods-guest", "peerpods-e2e"];
         let packages = [&node[..], &["peerpods-controller", "peerpods-mock-cloud"]].concat();
         binaries::build("dev", &packages, &["peerpods-controller/local-sandbox", "peerpods-mock-cloud/sandbox"])?;
-        binaries::build("ship", &["peerpods-simulator"], &[])
+        binaries::build("ship", &["peerpods-simulator", "peerpods-fuzz"], &[])
     })?;
     let given = |names: &[&'static str]| -> Vec<String> {
         let values = names.iter().filter_map(|name| Some([(*name).to_owned(), options.value(name)?.to_owned()]));
         values.flatten().collect()
     };
+    crate::stage::run(Command::new(binaries::binary("ship", "peerpods-fuzz")?).args(given(&["--seed", "--seconds"])))?;
     crate::stage::run(Command::new(binaries::binary("ship", "peerpods-simulator")?).args(given(&["--seed", "--schedules"])))?;
     let mut soak = Command::new(binaries::binary("dev", "peerpods-soak")?);
     soak.env("PEERPODS_BINARIES", binaries::folder("dev")?).env(containerd::VARIABLE, containerd);

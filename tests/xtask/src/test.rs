@@ -1,10 +1,11 @@
 //! `cargo xtask test`: installs what tests need, builds, runs every test, counts them.
 
 use std::io::{BufRead, BufReader};
+use std::path::PathBuf;
 use std::process::{Command, Stdio};
 
 use crate::stage::Stages;
-use crate::{binaries, check, containerd, moto, packages};
+use crate::{binaries, check, containerd, moto, packages, trixie};
 
 const HELP: &str = "\
 Install what the tests need, build everything and run every test.
@@ -16,6 +17,32 @@ Usage: cargo xtask test [--quick] [FILTER]
 
 Needs root for network namespaces and containers. Tests bind port 0, use folders and namespaces of their own, clean up.
 ";
+
+const TOOLS_HELP: &str = "\
+Unpack the programs of others that tests are held against into the target folder, and print how tests find them.
+
+Usage: cargo xtask tools
+
+`cargo xtask test` does the same; this is for one test by hand: set what is printed, then `cargo test -p PACKAGE NAME`.
+";
+
+/// `cargo xtask tools`.
+pub(crate) fn tools(args: &[String]) -> Result<(), String> {
+    let Some(_) = crate::parse(args, TOOLS_HELP, &[], &[])? else { return Ok(()) };
+    for (variable, path) in others(&mut Stages::new())? {
+        println!("export {variable}={}", path.display());
+    }
+    Ok(())
+}
+
+/// Programs that nobody here wrote: the variables that tell tests where they are.
+fn others(stages: &mut Stages) -> Result<[(&'static str, PathBuf); 3], String> {
+    Ok([
+        (containerd::VARIABLE, containerd::ensure(stages)?),
+        (moto::VARIABLE, moto::ensure(stages)?),
+        (trixie::VARIABLE, trixie::ensure(stages)?),
+    ])
+}
 
 /// `cargo xtask test`.
 pub(crate) fn run(args: &[String]) -> Result<(), String> {
@@ -34,8 +61,7 @@ fn all(stages: &mut Stages, is_quick: bool, filter: Option<&str>, count: &mut Co
     if !is_quick {
         check::all(stages)?;
     }
-    let containerd = containerd::ensure(stages)?;
-    let moto = moto::ensure(stages)?;
+    let others = others(stages)?;
     let image = binaries::image_folder()?;
     binaries::image(stages, &image, false)?;
     // One selection of packages, features and targets for all of it: another one would compile most crates again, clouds' SDKs among them.
@@ -46,8 +72,7 @@ fn all(stages: &mut Stages, is_quick: bool, filter: Option<&str>, count: &mut Co
     stages.run("all tests", || {
         let mut cargo = binaries::cargo();
         cargo.arg("test").args(selection).args(["--bins", "--tests", "--no-fail-fast"]);
-        cargo.env("PEERPODS_IMAGE", &image).env("PEERPODS_BINARIES", binaries::folder("dev")?).env(containerd::VARIABLE, &containerd);
-        cargo.env(moto::VARIABLE, &moto).args(filter);
+        cargo.env("PEERPODS_IMAGE", &image).env("PEERPODS_BINARIES", binaries::folder("dev")?).envs(others.clone()).args(filter);
         counted(&mut cargo, count)
     })
 }

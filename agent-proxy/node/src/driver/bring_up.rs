@@ -4,8 +4,10 @@ use std::time::Duration;
 
 use futures::StreamExt as _;
 use peerpods_claims::{Assignment, ClaimError, ClaimState};
+use peerpods_evidence::ReferenceValues;
 use peerpods_link::folder::ProcessIdentity;
 use peerpods_tunnel::BindRequest;
+use peerpods_tunnel::node::Pin;
 use tokio::time::{Instant, sleep};
 
 use super::{Driver, StepError};
@@ -99,6 +101,13 @@ impl Driver {
             instance_id: assignment.instance_id.clone(),
             address: assignment.address,
             tee: assignment.tee.clone(),
+            root_of_trust: assignment.root_of_trust.parse().map_err(|cause: String| StepError::Fatal {
+                during: CLAIM.to_owned(),
+                cause,
+                advice: "use a node daemon and a controller of the same release",
+            })?,
+            reference_values: ReferenceValues(assignment.reference_values.clone()),
+            attested_key: None,
             network,
             host_access: assignment.host_access.clone(),
         };
@@ -126,9 +135,14 @@ impl Driver {
             instance_id: &vm.instance_id,
             address: vm.address,
             tee: &vm.tee,
+            root_of_trust: vm.root_of_trust,
+            reference_values: &vm.reference_values,
             chain: &assignment.chain,
             request: &request,
-            may_be_bound: matches!(self.ledger.state(), SandboxState::Attested(_)),
+            attested_key: match self.ledger.state() {
+                SandboxState::Attested(vm) => vm.attested_key,
+                _ => None,
+            },
             deadline: left.min(good_for),
         };
         let mut observer = Observer { driver: self, vm, attested_at: now_ms() };
@@ -352,13 +366,14 @@ impl BindObserver for Observer<'_> {
         written.map_err(|e| chain(&e))
     }
 
-    fn attested(&mut self) -> Result<(), String> {
+    fn attested(&mut self, key: Pin) -> Result<(), String> {
         self.attested_at = now_ms();
         let ledger = &self.driver.ledger;
-        if matches!(ledger.state(), SandboxState::Attested(_)) {
+        if matches!(ledger.state(), SandboxState::Attested(vm) if vm.attested_key == Some(key)) {
             return Ok(());
         }
-        let written = ledger.update(|record| record.state = SandboxState::Attested(self.vm.clone()));
+        let vm = Assigned { attested_key: Some(key), ..self.vm.clone() };
+        let written = ledger.update(|record| record.state = SandboxState::Attested(vm));
         written.map_err(|e| chain(&e))
     }
 }

@@ -4,7 +4,7 @@ use std::net::SocketAddr;
 use std::time::SystemTime;
 
 use async_trait::async_trait;
-use peerpods_evidence::{Expected, InitdataState};
+use peerpods_evidence::{Expected, InitdataState, RootOfTrust, Trust};
 use peerpods_tunnel::credential::{Credential, NodeKey};
 use peerpods_tunnel::node::{self, BindError, EvidenceMessage};
 use peerpods_tunnel::{PORT, RefusalCode};
@@ -34,14 +34,14 @@ impl TunnelBinder {
 impl PodVms for TunnelBinder {
     async fn bind(&self, target: BindTarget<'_>, observer: &mut (dyn BindObserver + Send)) -> Result<Bound, BindFailure> {
         let credential = Credential { chain: target.chain.to_vec(), key: self.key.clone() };
-        let (tee, initdata) = (target.tee, target.request.initdata.as_deref());
-        let mut may_be_bound = target.may_be_bound;
+        let initdata = target.request.initdata.as_deref();
+        let mut attested_key = target.attested_key;
         let verify = |message: &EvidenceMessage| -> Result<(), String> {
             observer.evidence_arrived()?;
-            verify(tee, message, expected_initdata(initdata, may_be_bound)?)?;
-            observer.attested()?;
+            verify(&target, message, expected_initdata(initdata, attested_key == Some(message.pin))?)?;
+            observer.attested(message.pin)?;
             // Bind is sent now; if its answer is lost, the next try finds a pod VM that may have taken it.
-            may_be_bound = true;
+            attested_key = Some(message.pin);
             Ok(())
         };
         let addr = SocketAddr::new(target.address, self.port);
@@ -51,7 +51,8 @@ impl PodVms for TunnelBinder {
 }
 
 /// What the initdata register must hold: its reset value, which no pod VM that ever ran a workload can show, unless this very request may
-/// have extended it. A pod VM that another request has bound refuses the Bind.
+/// have extended it. That is believed of the pod VM alone that was attested before, by its key: a workload with the same initdata can have
+/// evidence made with report data of its choice, but not hold that key. A pod VM that another request has bound refuses the Bind.
 fn expected_initdata(initdata: Option<&str>, may_be_bound: bool) -> Result<InitdataState, String> {
     if !may_be_bound {
         return Ok(InitdataState::Reset);
@@ -59,16 +60,22 @@ fn expected_initdata(initdata: Option<&str>, may_be_bound: bool) -> Result<Initd
     peerpods_evidence::initdata::digest(initdata).map(InitdataState::ResetOrExtended).map_err(|error| chain(&error))
 }
 
-fn verify(tee: &str, message: &EvidenceMessage, initdata: InitdataState) -> Result<(), String> {
+fn verify(target: &BindTarget<'_>, message: &EvidenceMessage, initdata: InitdataState) -> Result<(), String> {
+    let tee = target.tee;
     if message.tee != tee {
         return Err(format!(
             "the pod VM shows evidence of {:?}, its class wants {tee:?}",
             message.tee.chars().take(40).collect::<String>()
         ));
     }
-    let expected = Expected { report_data: message.report_data, initdata };
-    let verified = peerpods_evidence::verify(tee, &message.evidence, &expected, SystemTime::now()).map_err(|error| chain(&error))?;
-    if verified.is_insecure {
+    let expected = Expected {
+        report_data: message.report_data,
+        initdata,
+        root_of_trust: target.root_of_trust,
+        reference_values: target.reference_values.clone(),
+    };
+    let appraisal = peerpods_evidence::verify(tee, &message.evidence, &expected, &Trust::default(), SystemTime::now());
+    if appraisal.map_err(|error| chain(&error))?.root_of_trust == RootOfTrust::Insecure {
         tracing::warn!(tee, "this evidence protects nothing: the class says so");
     }
     Ok(())

@@ -22,7 +22,7 @@ impl PodVms for World {
         }
         observer.evidence_arrived().map_err(|e| failure("attest the pod VM", &e))?;
         self.point("bind.evidence").await;
-        observer.attested().map_err(|e| failure("attest the pod VM", &e))?;
+        observer.attested(Pin([7; 32])).map_err(|e| failure("attest the pod VM", &e))?;
         self.point("bind.attested").await;
         {
             let mut state = self.state();

@@ -132,8 +132,8 @@ async fn attest(tcp: TcpStream, config: &Arc<ClientConfig>) -> Result<(TlsStream
     let certificates = stream.get_ref().1.peer_certificates().unwrap_or_default();
     let [certificate, ..] = certificates else { return Err(protocol("no certificate".to_owned())) };
     let spki = spki_of(certificate).map_err(|error| protocol(error.to_string()))?;
-    let message = EvidenceMessage { tee: evidence.tee, evidence: evidence.evidence, report_data: report_data(&exporter, &nonce, &spki) };
-    Ok((stream, message, Pin::of_spki(&spki)))
+    let (pin, report_data) = (Pin::of_spki(&spki), report_data(&exporter, &nonce, &spki));
+    Ok((stream, EvidenceMessage { tee: evidence.tee, evidence: evidence.evidence, report_data, pin }, pin))
 }
 
 /// A cut connection is worth another attempt; an alert, or bytes that are not TLS, is an answer.

@@ -62,6 +62,8 @@ pub struct EvidenceMessage {
     pub evidence: Vec<u8>,
     /// What the evidence's report data must be on this connection.
     pub report_data: [u8; 48],
+    /// The key that the peer of this connection holds.
+    pub pin: Pin,
 }
 
 /// A VM that has taken the Bind.

@@ -36,6 +36,10 @@ pub struct LocalSettings {
     /// How machines of level `qemu` boot.
     #[serde(default, skip_serializing_if = "Firmware::is_none")]
     pub firmware: Firmware,
+    /// Whether machines have a software TPM (Debian packages `swtpm` and `swtpm-tools`) that tells what they booted; needs
+    /// `firmware = "uefi"`. The protocol is real, the protection is none: the host's root can make it say anything.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub measured: bool,
     /// The host's TSC frequency in kHz, for hosts where neither the kernel nor CPUID tells it; `None` finds it out.
     /// Only software emulation needs it: the guest has no other clock to measure its own by.
     #[serde(default, skip_serializing_if = "Option::is_none")]

@@ -57,7 +57,7 @@ fn boot_canary(state_dir: &Path, image: &Image) -> Result<Option<String>, Machin
     let errors = File::create(&errors_log).map_err(MachineError::file("create", &errors_log))?;
     File::create(&console_log).map_err(MachineError::file("create", &console_log))?;
     let run = || -> io::Result<Option<String>> {
-        let mut command = spawn::helper("canary");
+        let mut command = spawn::bound_helper("bound");
         command
             .arg(program)
             .args(Executor::Kvm.options().concat())

@@ -49,6 +49,12 @@ pub enum MachineError {
         /// The end of what it wrote.
         output: String,
     },
+    /// The machine's TPM could not be made.
+    #[error("swtpm_setup does not make the machine's TPM: {detail}")]
+    MakeTpm {
+        /// Why not, with the end of what it wrote.
+        detail: String,
+    },
     /// QEMU's monitor said no or nothing.
     #[error("QEMU does not {operation}: {detail}")]
     Monitor {
@@ -115,6 +121,7 @@ impl From<MachineError> for ProviderError {
             | MachineError::Understand { .. }
             | MachineError::StartMachine { .. }
             | MachineError::EndedAtOnce { .. }
+            | MachineError::MakeTpm { .. }
             | MachineError::Monitor { .. } => Self::Internal { detail: chain(&error) },
         }
     }

@@ -2,7 +2,8 @@
 //!
 //! `start DIR` makes the process and says its pid; it is single-threaded because a PID namespace can only be made so.
 //! `run DIR` is that process: it waits for one byte, then does what `DIR/start.json` says and becomes the machine by `exec`.
-//! `canary PROGRAM ...` becomes a program that cannot outlive its parent.
+//! `bound PARENT PROGRAM ...` becomes a program that cannot outlive its parent, the process of that id.
+//! `contained PARENT PROGRAM ...` runs one in a PID namespace, so that what it starts cannot outlive the parent either.
 //!
 //! Both of the first two answer on standard output: `pid N` or `error TEXT`. End-of-file without an error means that `exec` went well.
 
@@ -16,6 +17,7 @@ use std::os::unix::process::CommandExt as _;
 use std::path::{Path, PathBuf};
 use std::process::{Command, ExitCode};
 
+use nix::sched::{CloneFlags, unshare};
 use nix::sys::signal::Signal;
 use serde::{Deserialize, Serialize};
 
@@ -35,6 +37,9 @@ pub(crate) enum Start {
         program: PathBuf,
         /// Without the program's name.
         arguments: Vec<String>,
+        /// The machine's software TPM, which runs beside the program.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        tpm: Option<PathBuf>,
     },
     /// The guest binary in namespaces of its own.
     #[cfg(feature = "sandbox")]
@@ -48,7 +53,8 @@ pub fn machine_helper_main(args: impl IntoIterator<Item = OsString>) -> ExitCode
     let done = match args.as_slice() {
         [role, folder] if role == "start" => start(Path::new(folder)),
         [role, folder] if role == "run" => run(Path::new(folder)),
-        [role, program, rest @ ..] if role == "canary" => canary(program, rest).map(|never| match never {}),
+        [role, parent, program, rest @ ..] if role == "bound" => bind(parent).and_then(|()| bound_exec(program, rest)),
+        [role, parent, program, rest @ ..] if role == "contained" => bind(parent).and_then(|()| contained(program, rest)),
         _ => Err(format!("{MACHINE_HELPER} is started by this program alone")),
     };
     match done {
@@ -107,8 +113,11 @@ fn prepare_and_exec(folder: &Path) -> Result<(), String> {
     std::env::set_current_dir(folder).map_err(|error| format!("entering {}: {error}", folder.display()))?;
     nix::sys::stat::umask(nix::sys::stat::Mode::from_bits_truncate(0o022));
     let never = match read_start(folder)? {
-        Start::Program { program, arguments } => {
+        Start::Program { program, arguments, tpm } => {
             redirect("process.log")?;
+            if let Some(tpm) = tpm {
+                super::tpm::start(&tpm).map_err(|error| format!("starting {}: {error}", tpm.display()))?;
+            }
             exec(&program, &arguments)?
         }
         #[cfg(feature = "sandbox")]
@@ -147,9 +156,31 @@ fn exec(program: &Path, arguments: &[String]) -> Result<Infallible, String> {
     nix::unistd::execve(&path, &argv, &environment).map_err(|error| format!("running {}: {error}", program.display()))
 }
 
-fn canary(program: &OsString, arguments: &[OsString]) -> Result<Infallible, String> {
-    nix::sys::prctl::set_pdeathsig(Signal::SIGKILL).map_err(|error| format!("binding the canary to its parent: {error}"))?;
-    Err(format!("running the canary: {}", Command::new(program).args(arguments).exec()))
+/// Dies with the parent, which may have died already.
+fn bind(parent: &OsString) -> Result<(), String> {
+    nix::sys::prctl::set_pdeathsig(Signal::SIGKILL).map_err(|error| format!("binding the process to its parent: {error}"))?;
+    let now = nix::unistd::getppid();
+    if parent.to_str() == Some(&now.to_string()) { Ok(()) } else { Err(format!("parent {parent:?} is gone")) }
+}
+
+fn bound_exec(program: &OsString, arguments: &[OsString]) -> Result<(), String> {
+    Err(format!("running {}: {}", program.display(), Command::new(program).args(arguments).exec()))
+}
+
+fn contained(program: &OsString, arguments: &[OsString]) -> Result<(), String> {
+    unshare(CloneFlags::CLONE_NEWPID).map_err(|error| format!("making a PID namespace: {error}"))?;
+    let mut command = Command::new("/proc/self/exe");
+    // Seen from the new namespace, a parent outside has the id 0. The program is PID 1 there, and all others end with it.
+    command.args([MACHINE_HELPER, "bound", "0"]).arg(program).args(arguments);
+    let status = command.status().map_err(|error| format!("running {}: {error}", program.display()))?;
+    if status.success() { Ok(()) } else { Err(format!("{} ended with {status}", program.display())) }
+}
+
+/// Where a program of the host is.
+pub(crate) fn find_program(name: &str) -> Option<PathBuf> {
+    let path = std::env::var_os("PATH").unwrap_or_default();
+    let folders = std::env::split_paths(&path).chain(std::env::split_paths(PATH));
+    folders.map(|folder| folder.join(name)).find(|file| file.is_absolute() && file.is_file())
 }
 
 fn read_start(folder: &Path) -> Result<Start, String> {

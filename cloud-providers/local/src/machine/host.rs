@@ -7,8 +7,8 @@ use std::net::Ipv4Addr;
 use std::path::{Path, PathBuf};
 
 use nix::fcntl::Flock;
-use peerpods_cloud_api::settings::local::{Level, LocalSettings};
-use peerpods_cloud_api::{InstanceId, InstanceType, LaunchRequest, LaunchToken, Tee};
+use peerpods_cloud_api::settings::local::{Firmware, Level, LocalSettings};
+use peerpods_cloud_api::{InstanceId, InstanceType, LaunchRequest, LaunchToken};
 
 use super::files::{self, create_folder, none_if_missing, read_if_there, sync_folder, write_durably};
 use super::netlink::Netlink;
@@ -50,6 +50,11 @@ impl Host {
                 return Err(MachineError::invalid(detail));
             }
         }
+        if settings.measured && (settings.level, settings.firmware) != (Level::Qemu, Firmware::Uefi) {
+            let detail = "provider.local.measured needs provider.local.level = \"qemu\" and provider.local.firmware = \"uefi\": \
+                nothing else measures what it boots";
+            return Err(MachineError::invalid(detail));
+        }
         for (key, path) in [("image", &settings.image), ("state_dir", &settings.state_dir)] {
             if !path.is_absolute() || path.to_str().is_none() {
                 return Err(MachineError::invalid(format!("provider.local.{key} must be an absolute UTF-8 path, not {path:?}")));
@@ -79,7 +84,7 @@ impl Host {
 
     /// The sizes of machines, cheapest first.
     pub fn instance_types(&self) -> Vec<InstanceType> {
-        types::instance_types()
+        types::instance_types(self.settings.measured)
     }
 
     /// Records the machines of a launch before anything of them exists, or finds those that an earlier call recorded.
@@ -153,8 +158,11 @@ impl Host {
     }
 
     fn check(&self, request: &LaunchRequest) -> Result<(), MachineError> {
-        if request.tee != Tee::Sample {
-            return Err(MachineError::invalid(format!("tee {:?}: local machines have only \"sample\"", request.tee.as_str())));
+        if !types::tees(self.settings.measured).contains(&request.tee) {
+            let tee = request.tee.as_str();
+            return Err(MachineError::invalid(format!(
+                "tee {tee:?}: local machines have \"sample\", and \"tpm\" with provider.local.measured"
+            )));
         }
         if let Some(zone) = &request.zone {
             return Err(MachineError::invalid(format!("zone {zone}: local machines have no zones")));
@@ -173,7 +181,7 @@ impl Host {
     }
 
     pub(super) fn instance_type(&self, name: &str) -> Result<InstanceType, MachineError> {
-        let types = types::instance_types();
+        let types = types::instance_types(self.settings.measured);
         let names: Vec<&str> = types.iter().map(|one| one.name.as_str()).collect();
         let unknown = MachineError::invalid(format!("instance type {name:?}: {} are allowed", names.join(", ")));
         types.into_iter().find(|one| one.name == name).ok_or(unknown)

@@ -12,7 +12,7 @@ use serde::Deserialize;
 use super::netlink::Netlink;
 use super::network::Bridge;
 use super::qmp::{self, Monitor};
-use super::{MachineError, ProcessId, console};
+use super::{MachineError, ProcessId, console, helper, tpm};
 
 /// The program, looked for in `PATH`.
 pub(crate) const PROGRAM: &str = "qemu-system-x86_64";
@@ -105,6 +105,8 @@ pub(crate) struct Plan<'a> {
     pub(crate) boot: Boot<'a>,
     pub(crate) executor: Executor,
     pub(crate) boot_files: &'a [&'a str],
+    /// Whether a software TPM listens at [`tpm::SOCKET`].
+    pub(crate) has_tpm: bool,
 }
 
 impl Plan<'_> {
@@ -146,6 +148,11 @@ impl Plan<'_> {
         option("-device", format!("virtio-blk-{bus},drive=scratch{order}"));
         for name in self.boot_files {
             option("-fw_cfg", format!("name=opt/org.peerpods/{name},file=boot/{name}"));
+        }
+        if self.has_tpm {
+            option("-chardev", format!("socket,id=tpm,path={}", tpm::SOCKET));
+            option("-tpmdev", "emulator,id=tpm0,chardev=tpm".to_owned());
+            option("-device", "tpm-crb,tpmdev=tpm0".to_owned());
         }
         option("-serial", "file:console.log".to_owned());
         option("-qmp", format!("unix:{},server=on,wait=off", qmp::SOCKET));
@@ -193,9 +200,7 @@ fn wait_for_monitor(folder: &Path, process: &ProcessId) -> Result<Monitor, Machi
 
 /// Where QEMU is.
 pub(crate) fn find_program() -> Option<PathBuf> {
-    let path = std::env::var_os("PATH").unwrap_or_default();
-    let folders = std::env::split_paths(&path).chain(std::env::split_paths(super::helper::PATH));
-    folders.map(|folder| folder.join(PROGRAM)).find(|file| file.is_absolute() && file.is_file())
+    helper::find_program(PROGRAM)
 }
 
 #[cfg(test)]
@@ -204,7 +209,7 @@ mod tests {
 
     #[test]
     fn command_line_is_as_recorded() {
-        let instance_type = super::super::types::instance_types().remove(0);
+        let instance_type = super::super::types::instance_types(false).remove(0);
         let image =
             Image { kernel: "/image/vmlinux".into(), initrd: "/image/initrd".into(), command_line: "console=ttyS0 quiet".to_owned() };
         let plan = Plan {
@@ -215,6 +220,7 @@ mod tests {
             boot: Boot::Direct(&image),
             executor: Executor::Tcg { tsc_khz: 2_596_124 },
             boot_files: &BOOT_FILES,
+            has_tpm: false,
         };
         let expected = "-name local-0123456789ab -M microvm,acpi=on -accel tcg,thread=multi,tb-size=64 -cpu max -smp 1 -m 256M \
             -kernel /image/vmlinux -initrd /image/initrd -append console=ttyS0 quiet tsc_early_khz=2596124 \
@@ -228,11 +234,16 @@ mod tests {
         let plan = Plan { executor: Executor::Kvm, ..plan };
         let kvm = plan.arguments().join(" ");
         assert!(kvm.contains("-accel kvm -cpu host") && kvm.contains("-append console=ttyS0 quiet -netdev"), "{kvm}");
-        let uefi = Plan { boot: Boot::Uefi, ..plan }.arguments().join(" ");
+        let plan = Plan { boot: Boot::Uefi, ..plan };
+        let uefi = plan.arguments().join(" ");
         let disk = "-drive if=none,id=scratch,file=disk.raw,format=raw,cache=unsafe,discard=unmap -device virtio-blk-pci,drive=scratch,bootindex=1";
         assert!(
             uefi.contains("-M q35,smm=off") && uefi.contains("virtio-net-pci") && uefi.contains(disk) && !uefi.contains("-kernel"),
             "{uefi}"
         );
+        let measured = Plan { has_tpm: true, ..plan }.arguments().join(" ");
+        let tpm = " -chardev socket,id=tpm,path=tpm.sock -tpmdev emulator,id=tpm0,chardev=tpm -device tpm-crb,tpmdev=tpm0";
+        assert_eq!(measured.replacen(tpm, "", 1), uefi);
+        assert!(measured.contains(&format!("{tpm} -serial")) && !uefi.contains("tpm"), "{measured}");
     }
 }

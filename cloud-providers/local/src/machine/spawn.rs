@@ -73,6 +73,13 @@ pub(crate) fn helper(role: &str) -> Command {
     command
 }
 
+/// The same in a role that does not outlive the calling process.
+pub(crate) fn bound_helper(role: &str) -> Command {
+    let mut command = helper(role);
+    command.arg(std::process::id().to_string());
+    command
+}
+
 fn start_machine(detail: impl Into<String>) -> MachineError {
     MachineError::StartMachine { detail: detail.into() }
 }

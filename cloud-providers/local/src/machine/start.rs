@@ -13,7 +13,7 @@ use super::helper::Start;
 use super::host::Handover;
 use super::qemu::{self, Boot, Image, Plan};
 use super::spawn::Waiting;
-use super::{Host, MachineError, Phase, Record, accelerator, network, qmp};
+use super::{Host, MachineError, Phase, Record, accelerator, network, qmp, tpm};
 
 impl Host {
     /// Starts a planned machine, anew where an earlier try stopped. One that is started or deleting stays as it is.
@@ -51,7 +51,7 @@ impl Host {
     /// Makes the files and, for a sandbox, the link; all anew, as the guest of an earlier try may have come far.
     fn prepare(&self, folder: &Path, record: &Record) -> Result<(), MachineError> {
         super::delete::remove_cgroups(record)?;
-        for name in ["console.log", "process.log", qmp::SOCKET] {
+        for name in ["console.log", "process.log", qmp::SOCKET, tpm::SOCKET] {
             let path = folder.join(name);
             none_if_missing(fs::remove_file(&path)).map_err(MachineError::file("remove", &path))?;
         }
@@ -97,6 +97,7 @@ impl Host {
             }
         };
         self.crash_points.pass("scratch-made");
+        let tpm = self.settings.measured.then(|| tpm::make(&self.settings.state_dir, folder, &self.crash_points)).transpose()?;
         let instance_type = self.instance_type(&record.request.instance_type)?;
         let plan = Plan {
             id: record.id.as_str(),
@@ -106,8 +107,9 @@ impl Host {
             boot,
             executor,
             boot_files: self.boot_files(),
+            has_tpm: tpm.is_some(),
         };
-        Ok(Start::Program { program, arguments: plan.arguments() })
+        Ok(Start::Program { program, arguments: plan.arguments(), tpm })
     }
 
     /// The image's disk and the firmware's variables, both the machine's own.

@@ -9,7 +9,7 @@ use peerpods_cloud_api::settings::local::{Accelerator, Firmware, Level};
 use super::netlink::Netlink;
 use super::network::Found;
 use super::qemu::{self, Image};
-use super::{Host, tsc};
+use super::{Host, tpm, tsc};
 
 impl Host {
     /// Everything that is missing, in words for the operator; empty when machines can be made. Changes nothing.
@@ -49,6 +49,9 @@ impl Host {
             for file in files.iter().filter(|file| !file.is_file()) {
                 missing.push(format!("{} is missing, which provider.local.firmware \"uefi\" needs (Debian package ovmf)", file.display()));
             }
+        }
+        if self.settings.measured {
+            missing.extend(tpm::missing());
         }
         if let Err(error) = File::options().read(true).write(true).open("/dev/net/tun") {
             missing.push(format!("/dev/net/tun cannot be opened (kernel module tun): {error}"));

@@ -4,11 +4,11 @@ use std::ffi::OsString;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::process::ExitCode;
 
-use crate::{crashes, microvm, sandbox};
+use crate::{crashes, measured, microvm, sandbox};
 
 type Case = (&'static str, fn());
 
-const CASES: [Case; 13] = [
+const CASES: [Case; 16] = [
     ("sandbox_machine_has_its_own_world_and_is_deleted_without_trace", sandbox::machine_has_its_own_world_and_is_deleted_without_trace),
     ("sandbox_machine_outlives_its_provider_and_is_found_by_another", sandbox::machine_outlives_its_provider_and_is_found_by_another),
     (
@@ -25,6 +25,9 @@ const CASES: [Case; 13] = [
     ("microvm_boots_and_is_deleted_without_trace", microvm::boots_and_is_deleted_without_trace),
     ("microvm_launch_survives_a_crash_after_every_step", crashes::microvm_launch_survives_a_crash_after_every_step),
     ("microvm_with_a_bogus_kernel_fails_with_qemus_own_words", microvm::with_a_bogus_kernel_fails_with_qemus_own_words),
+    ("measured_machine_has_a_tpm_that_goes_with_it", measured::machine_has_a_tpm_that_goes_with_it),
+    ("measured_launch_survives_crashes_while_its_tpm_is_made", measured::launch_survives_crashes_while_its_tpm_is_made),
+    ("measured_settings_without_firmware_are_refused", measured::settings_without_firmware_are_refused),
 ];
 
 /// Runs those whose name contains one of the arguments, or all.

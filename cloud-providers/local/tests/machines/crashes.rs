@@ -11,6 +11,7 @@ use peerpods_cloud_api::{CloudProvider as _, InstanceState};
 use peerpods_cloud_local::LocalProvider;
 use peerpods_cloud_local::machine::CrashPoints;
 
+use crate::measured;
 use crate::microvm::make_image;
 use crate::world::{World, in_world, names, owner, request, settings, wait_until_gone};
 
@@ -20,18 +21,22 @@ pub(crate) const ROLE: &str = "die-after";
 /// More steps than any operation has.
 const STEPS: u32 = 60;
 
-/// Launches or deletes and aborts after the given number of side effects.
+/// Launches or deletes and aborts after the given number of side effects, or after the one of the given name.
 pub(crate) fn die_after(state_dir: &OsStr, level: &OsStr, step: &OsStr, operation: &OsStr) -> ExitCode {
-    let step: u32 = step.to_str().and_then(|step| step.parse().ok()).expect("a number");
-    let level = if level == "qemu" { Level::Qemu } else { Level::Sandbox };
+    let (number, name) = (step.to_str().and_then(|step| step.parse::<u32>().ok()), step.to_owned());
+    let settings = match level.to_str() {
+        Some("qemu") => settings(Path::new(state_dir), Level::Qemu),
+        Some("measured") => measured::settings(Path::new(state_dir)),
+        _ => settings(Path::new(state_dir), Level::Sandbox),
+    };
     let passed = AtomicU32::new(0);
-    let crash_points = CrashPoints::new(move |name| {
-        if passed.fetch_add(1, Ordering::SeqCst) + 1 == step {
-            eprintln!("dying after {name:?}");
+    let crash_points = CrashPoints::new(move |passing| {
+        if number == Some(passed.fetch_add(1, Ordering::SeqCst) + 1) || name == passing {
+            eprintln!("dying after {passing:?}");
             std::process::abort();
         }
     });
-    let provider = LocalProvider::with_crash_points(settings(Path::new(state_dir), level), crash_points).expect("settings");
+    let provider = LocalProvider::with_crash_points(settings, crash_points).expect("settings");
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime");
     let done = runtime.block_on(async {
         if operation == "launch" {
@@ -49,8 +54,13 @@ pub(crate) fn die_after(state_dir: &OsStr, level: &OsStr, step: &OsStr, operatio
 /// The name of the step after which the program died; `None` when it had fewer.
 fn crash(world: &World, step: u32, operation: &str) -> Result<Option<String>> {
     let level = if world.level == Level::Qemu { "qemu" } else { "sandbox" };
+    crash_at(world, level, &step.to_string(), operation)
+}
+
+/// The same for settings of this name.
+pub(crate) fn crash_at(world: &World, level: &str, step: &str, operation: &str) -> Result<Option<String>> {
     let mut command = Command::new(std::env::current_exe()?);
-    let out = command.arg(ROLE).arg(world.state_dir()).args([level, &step.to_string(), operation]).output()?;
+    let out = command.arg(ROLE).arg(world.state_dir()).args([level, step, operation]).output()?;
     let said = String::from_utf8_lossy(&out.stderr).into_owned();
     if out.status.success() {
         return Ok(None);

@@ -6,6 +6,7 @@ mod cases;
 mod crashes;
 mod guest;
 mod kernel;
+mod measured;
 mod microvm;
 mod sandbox;
 mod world;

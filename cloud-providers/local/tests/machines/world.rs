@@ -79,7 +79,7 @@ impl World {
         ensure!(!std::fs::read_to_string("/proc/self/mountinfo")?.contains(&state_dir), "a mount is left");
         let left: Vec<String> = names(&self.state_dir())
             .into_iter()
-            .filter(|name| !["lock", "machines", "host.json", "host.lock"].contains(&name.as_str()))
+            .filter(|name| !["lock", "machines", "host.json", "host.lock", "tpm-ca", "tpm-ca.lock"].contains(&name.as_str()))
             .collect();
         ensure!(left.is_empty(), "files {left:?}");
         let machines = names(&self.state_dir().join("machines"));
@@ -110,6 +110,7 @@ pub(crate) fn settings(state_dir: &Path, level: Level) -> LocalSettings {
         scratch_mib: Mib(64),
         accelerator: Accelerator::Tcg,
         firmware: Firmware::None,
+        measured: false,
         tsc_khz: None,
     }
 }

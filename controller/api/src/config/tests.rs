@@ -76,7 +76,7 @@ fn bad_values_are_named_with_what_is_allowed() {
         ("provider.local.scratch_mib=8G", "provider.local.scratch_mib (--set): is not a whole number"),
         ("metrics=8080", "metrics (--set): invalid socket address syntax"),
         ("provider.kind=cloudy", "provider.kind (--set): \"cloudy\" is not allowed; allowed: local, aws"),
-        ("class.default.tee=sgx", "class.default.tee (--set): \"sgx\" is not allowed; allowed: snp, tdx, tpm, sample"),
+        ("class.default.tee=sgx", "class.default.tee (--set): \"sgx\" is not allowed; allowed: snp, snp-tpm, tdx, tpm, sample"),
         (
             "class.default.root_of_trust=hardware",
             "class.default (controller.toml): tee = \"sample\" protects nothing and needs root_of_trust = \"insecure\"",

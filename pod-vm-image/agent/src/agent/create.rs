@@ -20,7 +20,7 @@ use crate::oom::OomWatch;
 use crate::process::Process;
 use crate::runner::PAUSE;
 use crate::sandbox::Sandbox;
-use crate::{ImageRequest, copy_up, translate, users};
+use crate::{ImageRequest, copy_up, secrets, translate, users};
 
 const GUEST_PULL: &str = "image_guest_pull";
 /// A driver option of our own shim: the digest of the image's configuration.
@@ -96,6 +96,9 @@ async fn build(
 
     for mount in spec.mounts().iter().flatten().filter(|mount| mount.typ().as_deref() == Some("bind")) {
         agent.volumes.check_source(mount.source().as_deref().unwrap_or(Path::new("")))?;
+    }
+    if !is_pause {
+        secrets::open(&mut spec, &agent.config.share_dir, &parts.bundle.join("unsealed"), agent.secrets.as_ref()).await?;
     }
     let bad_spec = |error: oci_spec::OciSpecError| Failure::because("making the specification", &error);
     if is_pause {

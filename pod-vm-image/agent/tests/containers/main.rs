@@ -6,6 +6,7 @@
 mod confinement;
 mod lifecycle;
 mod limits;
+mod policy;
 mod processes;
 mod recorded;
 #[path = "../../../guest/src/seccomp.rs"]
@@ -52,6 +53,7 @@ const TESTS: &[(&str, Test)] = tests![
     confinement::capabilities_are_exactly_those_asked_for,
     confinement::processes_begin_as_with_runc,
     confinement::programs_that_cannot_run_are_told_as_by_runc,
+    policy::policy_is_asked_before_anything_happens,
     limits::memory_limit_ends_in_an_oom_event,
     limits::statistics_and_updates_are_the_cgroups,
     limits::paused_containers_stand_still,

@@ -10,9 +10,8 @@ use tokio::net::TcpStream;
 use tokio::sync::mpsc;
 use tokio::task::JoinSet;
 
-/// The workload API, which answers the workload with its secrets and must answer nobody on the node. Upstream's port, of
-/// guest-components' api-server-rest.
-const WORKLOAD_API: u16 = 8006;
+/// It answers the workload with its secrets and must answer nobody on the node.
+const WORKLOAD_API: u16 = super::workload_api::PORT;
 
 /// Carries every stream to the port that it asks for, each in a task of this function's.
 pub(super) async fn serve(mut streams: mpsc::Receiver<AgentStream>) {

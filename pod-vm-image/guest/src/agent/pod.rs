@@ -1,4 +1,4 @@
-//! Bind: the pod's network, the measurement of its initdata, its agent.
+//! Bind: the pod's network, the measurement of its initdata, its agent and its workload API.
 //!
 //! Everything that can be wrong with a request is found before the initdata register is extended, because that cannot be undone: a
 //! machine that refused after it is spent, which the channel remembers.
@@ -8,93 +8,97 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, OnceLock};
 
 use async_trait::async_trait;
-use peerpods_agent::{Agent, AgentConfig};
-use peerpods_attester::Attester;
-use peerpods_evidence::{Initdata, initdata};
+use peerpods_agent::{Agent, AgentConfig, AgentPolicy};
 use peerpods_network::{POD_NETNS, PodNetwork};
 use peerpods_tunnel::guest::BindHandler;
 use peerpods_tunnel::{BindRequest, Refusal, RefusalCode};
 use serde::Deserialize as _;
-use tokio::sync::Mutex;
+use tokio::net::TcpListener;
 
+use super::attestation::Attestation;
+use super::initdata::PodConfig;
 use super::rootfs::ImageRootfs;
-use super::{cdh_config, isolation, logs};
+use super::secrets::BrokerSecrets;
+use super::workload_api::{self, WorkloadApi};
+use super::{isolation, logs};
 use crate::{console, scratch};
 
-/// The agent, once there is one.
-pub(super) type BoundAgent = Arc<OnceLock<Arc<Agent>>>;
+/// What a pod has, once there is one.
+pub(super) type BoundPod = Arc<OnceLock<Pod>>;
+
+/// A pod that is served.
+pub(super) struct Pod {
+    /// For agent streams.
+    pub(super) agent: Arc<Agent>,
+    /// To be served, by whoever takes it.
+    pub(super) api: std::sync::Mutex<Option<(WorkloadApi, TcpListener)>>,
+}
 
 /// Sets a machine up for the pod that Bind names.
 pub(super) struct PodSetup {
-    attester: Mutex<Attester>,
+    attestation: Attestation,
     underlay: &'static str,
-    bound: BoundAgent,
-}
-
-/// A request in which nothing is left to find fault with.
-struct Checked {
-    network: Option<PodNetwork>,
-    initdata_digest: Vec<u8>,
-    rootfs: ImageRootfs,
+    bound: BoundPod,
+    is_bound: Arc<tokio::sync::Notify>,
 }
 
 impl PodSetup {
-    /// Serves the Bind of this machine; the agent that it makes appears in `bound`.
-    pub(super) fn new(attester: Attester, underlay: &'static str, bound: BoundAgent) -> Self {
-        Self { attester: Mutex::new(attester), underlay, bound }
+    /// Serves the Bind of this machine; the pod that it makes appears in `bound`, and `is_bound` tells of it.
+    pub(super) fn new(attestation: Attestation, underlay: &'static str, bound: BoundPod, is_bound: Arc<tokio::sync::Notify>) -> Self {
+        Self { attestation, underlay, bound, is_bound }
     }
 }
 
 #[async_trait]
 impl BindHandler for PodSetup {
     async fn evidence(&self, report_data: [u8; 48]) -> Result<Vec<u8>, Refusal> {
-        self.attester.lock().await.evidence(&report_data).map_err(|e| refusal(RefusalCode::EvidenceFailed, &e))
+        self.attestation.evidence(report_data).await.map_err(|e| refusal(RefusalCode::EvidenceFailed, &e))
     }
 
     async fn bind(&self, request: &BindRequest) -> Result<(), Refusal> {
         logs::hush();
         console::event("bind");
-        let checked = check(request)?;
-        let mut attester = self.attester.lock().await;
-        attester.extend_initdata(&checked.initdata_digest).map_err(|e| refusal(RefusalCode::MeasurementFailed, &e))?;
-        drop(attester);
-        match &checked.network {
+        let bad = |e: &dyn std::error::Error| refusal(RefusalCode::BadRequest, e);
+        let network = match &request.network {
+            serde_json::Value::Null => None,
+            value => Some(PodNetwork::deserialize(value).map_err(|e| bad(&e))?),
+        };
+        let PodConfig { digest, broker, pull, secrets, policy } =
+            PodConfig::read(request.initdata.as_deref(), self.attestation.clone()).map_err(|e| bad(&e))?;
+        self.attestation.check_initdata(digest.clone()).await.map_err(|e| bad(&e))?;
+        let rootfs = ImageRootfs::open(Path::new(scratch::FOLDER), pull, broker.clone());
+        let rootfs = rootfs.map_err(|e| refusal(RefusalCode::Internal, &e))?;
+
+        self.attestation.extend_initdata(digest).await.map_err(|e| refusal(RefusalCode::MeasurementFailed, &e))?;
+        match &network {
             Some(network) => peerpods_network::guest::ensure(network, self.underlay, peerpods_tunnel::PORT)
                 .await
                 .map_err(|e| refusal(RefusalCode::NetworkFailed, &e))?,
             None => isolation::ensure().await.map_err(|e| refusal(RefusalCode::NetworkFailed, e.as_ref()))?,
         }
-        let agent = start_agent(checked.rootfs).map_err(|e| refusal(RefusalCode::Internal, &e))?;
-        // The channel calls this once; were it twice, the first agent would stay.
-        let _ = self.bound.set(agent);
+        let listener = peerpods_network::forward::listen(Path::new(POD_NETNS), workload_api::PORT).await;
+        let listener = listener.map_err(|e| refusal(RefusalCode::NetworkFailed, &e))?;
+        let is_tee_keypair_allowed = policy.check("AllowTeeKeypair", &serde_json::json!({})).is_ok();
+        let api = WorkloadApi { attestation: self.attestation.clone(), broker, is_tee_keypair_allowed };
+        let agent = start_agent(rootfs, secrets, policy).map_err(|e| refusal(RefusalCode::Internal, &e))?;
+        // The channel calls this once; were it twice, the first pod would stay.
+        let _ = self.bound.set(Pod { agent, api: std::sync::Mutex::new(Some((api, listener))) });
+        self.is_bound.notify_one();
         console::event("bound");
         Ok(())
     }
 }
 
-fn check(request: &BindRequest) -> Result<Checked, Refusal> {
-    let bad = |e: &dyn std::error::Error| refusal(RefusalCode::BadRequest, e);
-    let network = match &request.network {
-        serde_json::Value::Null => None,
-        value => Some(PodNetwork::deserialize(value).map_err(|e| bad(&e))?),
-    };
-    let initdata_digest = initdata::digest(request.initdata.as_deref()).map_err(|e| bad(&e))?;
-    let initdata = request.initdata.as_deref().map(Initdata::parse).transpose().map_err(|e| bad(&e))?;
-    let file = |name: &str| initdata.as_ref()?.data.get(name).map(String::as_str);
-    let policy = cdh_config::pull_policy(file).map_err(|e| bad(&e))?;
-    let rootfs = ImageRootfs::open(Path::new(scratch::FOLDER), policy).map_err(|e| refusal(RefusalCode::Internal, &e))?;
-    Ok(Checked { network, initdata_digest, rootfs })
-}
-
-fn start_agent(rootfs: ImageRootfs) -> Result<Arc<Agent>, peerpods_agent::AgentError> {
+fn start_agent(rootfs: ImageRootfs, secrets: BrokerSecrets, policy: AgentPolicy) -> Result<Arc<Agent>, peerpods_agent::AgentError> {
     let config = AgentConfig {
         share_dir: PathBuf::from("/run/kata-containers"),
         run_dir: PathBuf::from("/run/peerpods/agent"),
         pod_netns: Some(PathBuf::from(POD_NETNS)),
         runner: vec![OsString::from("/proc/self/exe"), OsString::from("runner")],
         cgroup_parent: "peerpods".to_owned(),
+        policy,
     };
-    Agent::new(config, Arc::new(rootfs))
+    Agent::new(config, Arc::new(rootfs), Arc::new(secrets))
 }
 
 /// The whole chain of causes: it travels in the attested channel to the node, and the node to an operator.

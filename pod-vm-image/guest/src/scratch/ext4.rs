@@ -2,7 +2,12 @@
 //!
 //! What makes it small: no journal; no backup superblocks (`sparse_super2` with none named); block and inode bitmaps of untouched
 //! groups are not written but marked uninitialised (`uninit_bg`), which the kernel believes because the group descriptors carry
-//! checksums. Layout of a group: \[superblock, descriptors\] block bitmap, inode bitmap, inode table, data.
+//! checksums. All metadata comes first (`flex_bg`): superblock, descriptors, block bitmaps, inode bitmaps, inode tables, directories;
+//! the rest is data.
+//!
+//! **The metadata's blocks must be zeros where they were not written**, which on an authenticated device they are not by themselves.
+//! The kernel makes block bitmaps, directories and extents without reading, but of inode tables only the first inode of a block: it
+//! reads the block when another thread has taken a second inode of it meanwhile, as unpacking layers side by side does.
 //!
 //! Numbers and offsets are those of the kernel's Documentation/filesystems/ext4; `e2fsck` checks the result in tests.
 
@@ -15,8 +20,14 @@ const BLOCKS_PER_GROUP: u32 = 32768;
 const INODES_PER_GROUP: u32 = 8192;
 const INODE_SIZE: usize = 256;
 const INODE_TABLE_BLOCKS: u32 = 512;
-/// Blocks of a group that are not data, superblock and descriptors aside: two bitmaps and the inode table.
-const GROUP_OVERHEAD: u32 = 2 + INODE_TABLE_BLOCKS;
+/// The metadata's blocks that each group has: two bitmaps and the inode table.
+const BLOCKS_FOR_GROUP: u32 = 2 + INODE_TABLE_BLOCKS;
+/// The blocks of the root directory and of lost+found.
+const DIRECTORY_BLOCKS: u32 = 2;
+/// Fewer blocks than these are no group.
+const LEAST_DATA: u32 = 64;
+/// log2 of how many groups the kernel sees as one when it spreads folders; 16 is what mke2fs takes.
+const GROUPS_PER_FLEX_LOG2: u8 = 4;
 const DESCRIPTOR_SIZE: usize = 32;
 const ROOT_INODE: u32 = 2;
 const FIRST_INODE: u32 = 11;
@@ -24,13 +35,14 @@ const LOST_AND_FOUND_INODE: u32 = FIRST_INODE;
 
 /// ext_attr, dir_index, sparse_super2.
 const COMPATIBLE: u32 = 0x8 | 0x20 | 0x200;
-/// filetype, extents.
-const INCOMPATIBLE: u32 = 0x2 | 0x40;
+/// filetype, extents, flex_bg.
+const INCOMPATIBLE: u32 = 0x2 | 0x40 | 0x200;
 /// sparse_super, large_file, huge_file, uninit_bg, dir_nlink, extra_isize.
 const READ_ONLY_COMPATIBLE: u32 = 0x1 | 0x2 | 0x8 | 0x10 | 0x20 | 0x40;
 
 const INODES_UNINITIALISED: u16 = 1;
 const BLOCKS_UNINITIALISED: u16 = 2;
+const INODE_TABLE_ZEROED: u16 = 4;
 
 /// A file system that is planned but not written.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -47,16 +59,22 @@ impl Filesystem {
     /// Plans for a disk of this size. `random` becomes UUID and hash seed. `None`: too small (4 MiB) or too large (16 TiB).
     pub(super) fn plan(bytes: u64, random: [u8; 32]) -> Option<Self> {
         let mut blocks = u32::try_from(bytes / u64::from(BLOCK)).ok()?;
-        // A last group without room for its own tables and some data is left out.
-        if blocks > BLOCKS_PER_GROUP && blocks % BLOCKS_PER_GROUP != 0 && blocks % BLOCKS_PER_GROUP < GROUP_OVERHEAD + 64 {
-            blocks -= blocks % BLOCKS_PER_GROUP;
+        // A last group whose tables would take what it has is left out.
+        let rest = blocks % BLOCKS_PER_GROUP;
+        if blocks > BLOCKS_PER_GROUP && rest != 0 && rest < BLOCKS_FOR_GROUP + LEAST_DATA {
+            blocks -= rest;
         }
         let groups = blocks.div_ceil(BLOCKS_PER_GROUP);
         let per_block = u32::try_from(BLOCK_BYTES / DESCRIPTOR_SIZE).ok()?;
         let descriptor_blocks = groups.div_ceil(per_block);
         let (uuid, hash_seed) = random.split_at(16);
         let planned = Self { blocks, groups, descriptor_blocks, uuid: uuid.try_into().ok()?, hash_seed: hash_seed.try_into().ok()? };
-        (blocks >= planned.used_blocks(0) + 64).then_some(planned)
+        (blocks >= planned.metadata_blocks() + LEAST_DATA).then_some(planned)
+    }
+
+    /// How many bytes at the beginning must be zeros before [`Self::write`]. What is behind them is not read before it is written.
+    pub(super) fn metadata_bytes(&self) -> u64 {
+        u64::from(self.metadata_blocks()) * u64::from(BLOCK)
     }
 
     /// Writes it. What was on the disk stays in blocks that count as free.
@@ -65,14 +83,13 @@ impl Filesystem {
             disk.seek(SeekFrom::Start(u64::from(block) * u64::from(BLOCK)))?;
             disk.write_all(content)
         };
-        at(self.block_bitmap(0), &self.block_bitmap_content(0))?;
+        for group in (0..self.groups).filter(|group| self.has_block_bitmap(*group)) {
+            at(self.block_bitmap(group), &bitmap(self.used_blocks(group), self.blocks_in(group)))?;
+        }
         at(self.inode_bitmap(0), &bitmap(FIRST_INODE, INODES_PER_GROUP))?;
         at(self.inode_table(0), &self.first_inodes())?;
         at(self.root_block(), &directory(ROOT_INODE, ROOT_INODE, Some((LOST_AND_FOUND_INODE, "lost+found"))))?;
         at(self.root_block() + 1, &directory(LOST_AND_FOUND_INODE, ROOT_INODE, None))?;
-        // The last group's bitmap is padded where the disk ends, which the kernel does not do for an uninitialised one.
-        let last = self.groups - 1;
-        at(self.block_bitmap(last), &self.block_bitmap_content(last))?;
         at(1, &self.descriptors())?;
         let mut first = vec![0; BLOCK_BYTES];
         first[1024..2048].copy_from_slice(&self.superblock());
@@ -84,34 +101,37 @@ impl Filesystem {
         (self.blocks - group * BLOCKS_PER_GROUP).min(BLOCKS_PER_GROUP)
     }
 
-    /// Blocks before a group's block bitmap.
-    fn head_of(&self, group: u32) -> u32 {
-        if group == 0 { 1 + self.descriptor_blocks } else { 0 }
-    }
-
     fn block_bitmap(&self, group: u32) -> u32 {
-        group * BLOCKS_PER_GROUP + self.head_of(group)
+        1 + self.descriptor_blocks + group
     }
 
     fn inode_bitmap(&self, group: u32) -> u32 {
-        self.block_bitmap(group) + 1
+        self.block_bitmap(self.groups) + group
     }
 
     fn inode_table(&self, group: u32) -> u32 {
-        self.block_bitmap(group) + 2
+        self.inode_bitmap(self.groups) + group * INODE_TABLE_BLOCKS
     }
 
     /// The root directory's block; lost+found's is the next.
     fn root_block(&self) -> u32 {
-        self.block_bitmap(0) + GROUP_OVERHEAD
+        self.inode_table(self.groups)
     }
 
+    /// All that is not data.
+    fn metadata_blocks(&self) -> u32 {
+        self.root_block() + DIRECTORY_BLOCKS
+    }
+
+    /// How many of a group's blocks, the first ones, are metadata of any group.
     fn used_blocks(&self, group: u32) -> u32 {
-        self.head_of(group) + GROUP_OVERHEAD + if group == 0 { 2 } else { 0 }
+        self.metadata_blocks().saturating_sub(group * BLOCKS_PER_GROUP).min(self.blocks_in(group))
     }
 
-    fn block_bitmap_content(&self, group: u32) -> Vec<u8> {
-        bitmap(self.used_blocks(group), self.blocks_in(group))
+    /// Whether a group's block bitmap is written. The last one is padded where the disk ends, which the kernel does not do for an
+    /// uninitialised one.
+    fn has_block_bitmap(&self, group: u32) -> bool {
+        self.used_blocks(group) > 0 || group == self.groups - 1
     }
 
     fn free_blocks(&self) -> u32 {
@@ -157,6 +177,7 @@ impl Filesystem {
         sb[120..128].copy_from_slice(b"peerpods");
         sb[236..252].copy_from_slice(&self.hash_seed);
         sb[252] = 1; // half MD4
+        sb[372] = GROUPS_PER_FLEX_LOG2;
         sb
     }
 
@@ -167,8 +188,8 @@ impl Filesystem {
             put32(entry, 4, self.inode_bitmap(group));
             put32(entry, 8, self.inode_table(group));
             let used_inodes = if group == 0 { FIRST_INODE } else { 0 };
-            let mut flags = if group == 0 { 0 } else { INODES_UNINITIALISED };
-            if group != 0 && group != self.groups - 1 {
+            let mut flags = INODE_TABLE_ZEROED | if group == 0 { 0 } else { INODES_UNINITIALISED };
+            if !self.has_block_bitmap(group) {
                 flags |= BLOCKS_UNINITIALISED;
             }
             put16(entry, 12, half(self.blocks_in(group) - self.used_blocks(group)));
@@ -276,7 +297,8 @@ mod tests {
     fn e2fsck_finds_nothing_to_repair() {
         let folder = tempfile::tempdir().expect("folder");
         let mib = 1 << 20;
-        // One group; exactly two; a last group that is short; one that is left out; many; sizes that are no multiple of a block.
+        // One group; exactly two; a last group that is short; one that is left out; many; metadata of more than one group; sizes that
+        // are no multiple of a block.
         for size in [5 * mib, 64 * mib + 512, 256 * mib, 300 * mib, 257 * mib, 8192 * mib, (1 << 40) + 12345] {
             let path = folder.path().join("disk");
             format(&path, size);
@@ -297,6 +319,9 @@ mod tests {
         std::fs::create_dir(&mounted).expect("mount point");
         // Old bytes everywhere, as on a disk that had a life before.
         std::fs::write(&disk, vec![0xa5; 300 << 20]).expect("fill");
+        let planned = Filesystem::plan(300 << 20, RANDOM).expect("plan");
+        let zeros = vec![0; usize::try_from(planned.metadata_bytes()).expect("small")];
+        File::options().write(true).open(&disk).and_then(|mut file| file.write_all(&zeros)).expect("blank metadata");
         format(&disk, 300 << 20);
         let run = |command: &mut Command| {
             let out = command.output().expect("run");
@@ -310,6 +335,48 @@ mod tests {
         }
         run(Command::new("umount").arg(&mounted));
         run(Command::new("e2fsck").args(["-f", "-n"]).arg(&disk));
+    }
+
+    /// A disk that knows what was written to it.
+    #[derive(Default)]
+    struct Written {
+        at: u64,
+        blocks: std::collections::BTreeSet<u64>,
+    }
+
+    impl Write for Written {
+        fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+            let (first, count) = (self.at / 4096, bytes.len() as u64 / 4096);
+            assert!(self.at.is_multiple_of(4096) && bytes.len().is_multiple_of(4096), "a part of a block would be read first");
+            self.blocks.extend(first..first + count);
+            self.at += bytes.len() as u64;
+            Ok(bytes.len())
+        }
+
+        fn flush(&mut self) -> io::Result<()> {
+            Ok(())
+        }
+    }
+
+    impl Seek for Written {
+        fn seek(&mut self, to: SeekFrom) -> io::Result<u64> {
+            let SeekFrom::Start(at) = to else { return Err(io::ErrorKind::Unsupported.into()) };
+            self.at = at;
+            Ok(at)
+        }
+    }
+
+    #[test]
+    fn whole_blocks_are_written_and_of_the_metadata_only() {
+        let planned = Filesystem::plan(300 << 20, RANDOM).expect("plan");
+        let mut disk = Written::default();
+        planned.write(&mut disk).expect("write");
+        let metadata = planned.metadata_bytes() / 4096;
+        assert!(disk.blocks.iter().all(|block| *block < metadata), "{:?} of {metadata}", disk.blocks);
+        for block in [0, 1, planned.inode_bitmap(0), planned.root_block() + 1, planned.block_bitmap(planned.groups - 1)] {
+            assert!(disk.blocks.contains(&u64::from(block)), "{block} of {:?}", disk.blocks);
+        }
+        assert_eq!(disk.blocks.len(), 8, "little, whatever the size: {:?}", disk.blocks);
     }
 
     #[test]

@@ -17,8 +17,10 @@ pub struct Layer(tar::Builder<Vec<u8>>);
 #[derive(Clone)]
 pub struct Blob {
     pub bytes: Vec<u8>,
-    pub media_type: &'static str,
+    pub media_type: String,
     pub diff_id: String,
+    /// Of the layer's entry in the manifest.
+    pub annotations: Value,
 }
 
 #[derive(Clone)]
@@ -96,19 +98,19 @@ impl Layer {
 
     pub fn plain(self) -> Blob {
         let bytes = self.tar();
-        Blob { diff_id: digest(&bytes), bytes, media_type: PLAIN }
+        Blob { diff_id: digest(&bytes), bytes, media_type: PLAIN.to_owned(), annotations: Value::Null }
     }
 }
 
 /// Frames of an independent encoder, the reference implementation.
 pub fn zstd_of(tar: &[u8], level: i32) -> Blob {
-    Blob { diff_id: digest(tar), bytes: zstd::encode_all(tar, level).unwrap(), media_type: ZSTD }
+    Blob { diff_id: digest(tar), bytes: zstd::encode_all(tar, level).unwrap(), media_type: ZSTD.to_owned(), annotations: Value::Null }
 }
 
 pub fn gzip_of(tar: &[u8]) -> Blob {
     let mut encoder = GzEncoder::new(Vec::new(), Compression::fast());
     encoder.write_all(tar).unwrap();
-    Blob { diff_id: digest(tar), bytes: encoder.finish().unwrap(), media_type: GZIP }
+    Blob { diff_id: digest(tar), bytes: encoder.finish().unwrap(), media_type: GZIP.to_owned(), annotations: Value::Null }
 }
 
 impl Image {
@@ -128,7 +130,10 @@ impl Image {
         let layers: Vec<Value> = self
             .layers
             .iter()
-            .map(|layer| json!({"mediaType": layer.media_type, "digest": digest(&layer.bytes), "size": layer.bytes.len()}))
+            .map(|layer| {
+                json!({"mediaType": layer.media_type, "digest": digest(&layer.bytes), "size": layer.bytes.len(),
+                    "annotations": layer.annotations})
+            })
             .collect();
         json!({"schemaVersion": 2, "mediaType": "application/vnd.oci.image.manifest.v1+json",
             "config": {"mediaType": "application/vnd.oci.image.config.v1+json", "digest": digest(&config), "size": config.len()},

@@ -2,13 +2,16 @@
 
 #![allow(dead_code, unused_imports, unreachable_pub, missing_docs, clippy::unwrap_used, reason = "each test binary uses a part")]
 
+pub mod broker;
 pub mod image;
 pub mod registry;
+pub mod signing;
 
 use std::path::Path;
 
 use peerpods_image::{Limits, PullError, PullPolicy, PulledImage, Registries, Store, StoreConfig};
 
+pub use broker::Broker;
 pub use image::{Image, Layer};
 pub use registry::Registry;
 

@@ -10,6 +10,9 @@ use super::story::RUNTIME_HANDLER;
 use super::{Container, Running, Story};
 use crate::{Volume, eventually_async, v1};
 
+/// The annotation for initdata.
+const INITDATA: &str = "io.katacontainers.config.hypervisor.cc_init_data";
+
 /// A pod yet to be run.
 pub struct Pod {
     story: Story,
@@ -32,7 +35,7 @@ impl Pod {
         };
         let annotations = [
             (RUNTIME_HANDLER.to_owned(), story.handler().name().to_owned()),
-            ("io.katacontainers.config.hypervisor.cc_init_data".to_owned(), initdata(&story.rig().world().initdata())),
+            (INITDATA.to_owned(), initdata(&story.rig().world().initdata())),
         ];
         let labels = [
             ("io.kubernetes.pod.name".to_owned(), name.to_owned()),
@@ -59,6 +62,12 @@ impl Pod {
     /// Changes whatever has no word of its own.
     pub fn with(mut self, change: impl FnOnce(&mut v1::PodSandboxConfig)) -> Self {
         change(&mut self.config);
+        self
+    }
+
+    /// Brings initdata of its own.
+    pub fn initdata(mut self, text: &str) -> Self {
+        self.config.annotations.insert(INITDATA.to_owned(), initdata(text));
         self
     }
 

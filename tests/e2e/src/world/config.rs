@@ -8,7 +8,8 @@ use peerpods_mock_cloud::catalog;
 use crate::MockCloud;
 use crate::mock_cloud::{KEY_ID, SECRET};
 
-use super::{Level, VM_GATEWAY, WorldOptions, binaries_folder, image_folder};
+use super::{Level, VM_GATEWAY, WorldOptions};
+use crate::{binaries_folder, image_folder};
 
 /// `controller.toml`.
 pub(super) fn controller_config(folder: &Path, options: &WorldOptions, mock: Option<&MockCloud>) -> Result<String> {
@@ -25,8 +26,9 @@ metrics = "127.0.0.1:0"
 {provider}
 
 [class.default]
-tee = "sample"
+tee = "{tee}"
 root_of_trust = "insecure"
+{class_extra}
 
 [class.open]
 tee = "sample"
@@ -35,6 +37,8 @@ host_access = ["host-path", "privileged"]
 "#,
         folder = folder.display(),
         extra = options.controller_extra,
+        tee = options.class.0,
+        class_extra = options.class.1,
     ))
 }
 

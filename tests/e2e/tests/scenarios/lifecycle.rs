@@ -28,7 +28,6 @@ pub(super) fn scenarios() -> Vec<Scenario> {
         cpu_and_memory_limits_are_in_force,
         containers_and_sandboxes_are_listed,
         // containerd 1.7 gives each event to one client of many.
-        events_come_in_runcs_order.only(Version::V2),
         a_missing_image_is_refused,
     ]
 }
@@ -307,33 +306,6 @@ async fn containers_and_sandboxes_are_listed(story: Story) -> Result<()> {
     let listed = story.cri().runtime.clone().list_pod_sandbox(v1::ListPodSandboxRequest { filter: Some(filter) }).await?.into_inner();
     let states: Vec<String> = listed.items.iter().map(|item| format!("{:?}", item.state())).collect();
     story.record("sandboxes", states.join(", "));
-    Ok(())
-}
-
-async fn events_come_in_runcs_order(story: Story) -> Result<()> {
-    let mut events = story.cri().runtime.clone().get_container_events(v1::GetEventsRequest {}).await?.into_inner();
-    let pod = story.pod("events").run().await?;
-    let container = pod.start(Container::script("c", "exit 3")).await?;
-    container.is_over().await?;
-    container.remove().await?;
-    pod.stop().await?;
-    // Whatever is told of the first pod is told before this one is.
-    let next = story.pod("next").run().await?;
-    let mut seen = Vec::new();
-    let collect = async {
-        while let Some(event) = events.message().await? {
-            let subject = match &event.container_id {
-                id if id == container.id() => "container",
-                id if id == pod.id() => "sandbox",
-                id if id == next.id() => break,
-                _ => continue,
-            };
-            seen.push(format!("{subject} {:?}", event.container_event_type()));
-        }
-        anyhow::Ok(())
-    };
-    tokio::time::timeout(Duration::from_secs(20), collect).await.context("the next pod is not told of")??;
-    story.record("events", seen.join(", "));
     Ok(())
 }
 

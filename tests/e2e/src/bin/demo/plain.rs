@@ -1,39 +1,19 @@
-//! The demo: a pod of containerd's `peer-pods` handler from request to removal, each phase shown as it happens.
+//! A pod of containerd's `peer-pods` handler from request to removal, each phase shown as it happens.
 
-use std::io::Write as _;
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
 use anyhow::{Context as _, Result, ensure};
 use peerpods_e2e::{
-    Cloud, Container, Handler, Image, Leftovers, Level, Rig, RigOptions, Running, RunningPod, Story, Version, WorldOptions, eventually,
+    Cloud, Container, Handler, Image, Level, Rig, RigOptions, Running, RunningPod, Story, Version, WorldOptions, eventually,
     eventually_async,
 };
 
-fn main() -> Result<()> {
-    let has = |option: &str| std::env::args().any(|argument| argument == option);
-    let (keep, cloud) = (has("--keep"), if has("--aws") { Cloud::MockAws } else { Cloud::Local });
-    let before = Leftovers::now()?;
-    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build()?;
-    let outcome = runtime.block_on(async {
-        tokio::select! {
-            outcome = story(keep, cloud) => outcome,
-            _ = tokio::signal::ctrl_c() => { println!("\ninterrupted; cleaning up"); Err(anyhow::anyhow!("interrupted")) }
-        }
-    });
-    // Not dropped: that would wait for the thread that reads standard input.
-    runtime.shutdown_background();
-    let left = eventually("everything is gone", Duration::from_secs(20), || {
-        let left = Leftovers::now()?.since(&before);
-        ensure!(left.is_empty(), "{left}");
-        Ok(left)
-    })?;
-    println!("nothing left: {left}");
-    outcome
-}
+use crate::say::{phase, show, timed};
 
-async fn story(keep: bool, cloud: Cloud) -> Result<()> {
+/// Tells it; with `keep`, waits for a person before the end.
+pub(crate) async fn story(keep: bool, cloud: Cloud) -> Result<()> {
     let what = match cloud {
         Cloud::Local => "start a registry, the controller, the node daemon and containerd",
         Cloud::MockAws => "start a registry, a cloud that speaks EC2, the controller with its AWS provider, the node daemon and containerd",
@@ -172,37 +152,4 @@ fn print_phases(rig: &Rig) -> Result<()> {
     }
     println!();
     Ok(())
-}
-
-fn show(bytes: &[u8]) {
-    for line in String::from_utf8_lossy(bytes).lines() {
-        println!("    | {line}");
-    }
-}
-
-fn phase<T>(what: &str, work: impl FnOnce() -> Result<T>) -> Result<T> {
-    let begin = announce(what);
-    let result = work().with_context(|| what.to_owned());
-    done(begin);
-    result
-}
-
-async fn timed<T, E>(what: &str, work: impl Future<Output = Result<T, E>>) -> Result<T>
-where
-    Result<T, E>: anyhow::Context<T, E>,
-{
-    let begin = announce(what);
-    let result = work.await.with_context(|| what.to_owned());
-    done(begin);
-    result
-}
-
-fn announce(what: &str) -> SystemTime {
-    print!("  {what} ... ");
-    let _ = std::io::stdout().flush();
-    SystemTime::now()
-}
-
-fn done(begin: SystemTime) {
-    println!("{} ms", begin.elapsed().unwrap_or_default().as_millis());
 }
