@@ -28,6 +28,7 @@ pub(super) fn scenarios() -> Vec<Scenario> {
         cpu_and_memory_limits_are_in_force,
         containers_and_sandboxes_are_listed,
         // containerd 1.7 gives each event to one client of many.
+        events_come_in_runcs_order.only(Version::V2),
         a_missing_image_is_refused,
     ]
 }
@@ -306,6 +307,45 @@ async fn containers_and_sandboxes_are_listed(story: Story) -> Result<()> {
     let listed = story.cri().runtime.clone().list_pod_sandbox(v1::ListPodSandboxRequest { filter: Some(filter) }).await?.into_inner();
     let states: Vec<String> = listed.items.iter().map(|item| format!("{:?}", item.state())).collect();
     story.record("sandboxes", states.join(", "));
+    Ok(())
+}
+
+async fn events_come_in_runcs_order(story: Story) -> Result<()> {
+    // Read from the first to containerd's end, by a task of its own: the call returns with the first event, a new subscriber is told all that
+    // nobody heard in the last minutes, and containerd does nothing for anybody while a subscriber's stream is full.
+    let (sender, mut events) = tokio::sync::mpsc::unbounded_channel();
+    let mut runtime = story.cri().runtime.clone();
+    tokio::spawn(async move {
+        let mut stream = runtime.get_container_events(v1::GetEventsRequest {}).await?.into_inner();
+        while let Some(event) = stream.message().await? {
+            let _ = sender.send(event);
+        }
+        Ok::<(), tonic::Status>(())
+    });
+    let first = story.pod("first").run().await?;
+    let subscribed = async { while events.recv().await.is_some_and(|event| event.container_id != first.id()) {} };
+    tokio::time::timeout(Duration::from_secs(20), subscribed).await.context("the first pod is not told of")?;
+    let pod = story.pod("events").run().await?;
+    let container = pod.start(Container::script("c", "exit 3")).await?;
+    container.is_over().await?;
+    container.remove().await?;
+    pod.stop().await?;
+    // Whatever is told of that pod is told before this one is.
+    let next = story.pod("next").run().await?;
+    let mut seen = Vec::new();
+    let collect = async {
+        while let Some(event) = events.recv().await {
+            let subject = match &event.container_id {
+                id if id == container.id() => "container",
+                id if id == pod.id() => "sandbox",
+                id if id == next.id() => break,
+                _ => continue,
+            };
+            seen.push(format!("{subject} {:?}", event.container_event_type()));
+        }
+    };
+    tokio::time::timeout(Duration::from_secs(20), collect).await.context("the next pod is not told of")?;
+    story.record("events", seen.join(", "));
     Ok(())
 }
 
