@@ -1,11 +1,17 @@
 //! `node.toml`.
 
+use std::fs::File;
+use std::io::Read as _;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use anyhow::{Context as _, Result, ensure};
+
 use peerpods_controller_api::NodeName;
 use peerpods_controller_api::config::{Configuration, LogFormat};
+use peerpods_evidence::Trust;
+use peerpods_evidence::tdx::Collateral;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
@@ -44,6 +50,27 @@ pub struct Config {
     /// The image-skipping snapshotter; `None` serves none.
     #[serde(skip_serializing_if = "Option::is_none", default)]
     pub snapshotter: Option<SnapshotterConfig>,
+    /// What evidence is judged by, beside the roots that are built in.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub trust: Option<TrustConfig>,
+}
+
+/// Table `[trust]`: files, read when the daemon starts.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct TrustConfig {
+    /// VCEK or VLEK certificates (DER) of SNP hosts that hand over none.
+    #[serde(skip_serializing_if = "Vec::is_empty", default)]
+    #[schemars(default)]
+    pub snp_certificates: Vec<PathBuf>,
+    /// What Intel says of TDX platforms, as `peerpods-relying-party serve --tdx-collateral` reads it; without it their status is unknown.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub tdx_collateral: Option<PathBuf>,
+    /// Keys (DER SubjectPublicKeyInfo) of TPMs that the cloud vouches for: without one, `snp-tpm` is as good as insecure. Attestation keys
+    /// count as they are; of a TPM whose endorsement key is listed, Bind has it prove that the attestation key is its own.
+    #[serde(skip_serializing_if = "Vec::is_empty", default)]
+    #[schemars(default)]
+    pub tpm_keys: Vec<PathBuf>,
 }
 
 /// Table `[snapshotter]`.
@@ -102,6 +129,35 @@ impl Configuration for Config {
         Ok(())
     }
 }
+
+impl TrustConfig {
+    /// Reads the files; the error names the key and the file.
+    pub fn read(&self) -> Result<Trust> {
+        fn file(key: &str, path: &Path) -> Result<Vec<u8>> {
+            let bytes = File::open(path).and_then(|file| {
+                let mut bytes = Vec::new();
+                file.take(MAX_TRUST_BYTES + 1).read_to_end(&mut bytes).map(|_| bytes)
+            });
+            let bytes = bytes.with_context(|| format!("{key}: cannot read {}", path.display()))?;
+            ensure!(bytes.len() as u64 <= MAX_TRUST_BYTES, "{key}: {} has more than {MAX_TRUST_BYTES} bytes", path.display());
+            Ok(bytes)
+        }
+        let all = |key: &str, paths: &[PathBuf]| paths.iter().map(|path| file(key, path)).collect::<Result<Vec<_>>>();
+        let collateral = |path: &PathBuf| {
+            let key = "trust.tdx_collateral";
+            Collateral::from_json(&file(key, path)?).with_context(|| format!("{key}: {}", path.display()))
+        };
+        Ok(Trust {
+            snp_certificates: all("trust.snp_certificates", &self.snp_certificates)?,
+            tdx_collateral: self.tdx_collateral.as_ref().map(collateral).transpose()?,
+            tpm_keys: all("trust.tpm_keys", &self.tpm_keys)?,
+            ..Trust::default()
+        })
+    }
+}
+
+/// Intel's files for one platform have some 30 KiB.
+const MAX_TRUST_BYTES: u64 = 1 << 20;
 
 impl Config {
     /// [`Config::start_timeout_secs`].

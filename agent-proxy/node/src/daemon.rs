@@ -14,7 +14,7 @@ use peerpods_tunnel::credential::NodeKey;
 use tokio::net::UnixListener;
 use tokio::signal::unix::{SignalKind, signal};
 
-use crate::config::Config;
+use crate::config::{Config, TrustConfig};
 use crate::containerd::Resolver;
 use crate::driver::{Context, Timing};
 use crate::http;
@@ -38,11 +38,12 @@ pub async fn run(config: &Config) -> Result<()> {
     let loaded = store.load()?;
     store.tidy(&loaded.damaged)?;
 
+    let trust = config.trust.as_ref().map(TrustConfig::read).transpose()?.unwrap_or_default();
     let (node_key, key_path) = node_key(&config.state_dir)?;
     let links = LinkProcesses::new(config.link.clone(), config.pods_dir.clone(), key_path)?;
     let ports = Ports {
         claims: Arc::new(Client::connect(&config.claims_socket)),
-        pod_vms: Arc::new(TunnelBinder::new(node_key.clone())),
+        pod_vms: Arc::new(TunnelBinder::new(node_key.clone(), trust)),
         networks: Arc::new(Kernel),
         links: Arc::new(links),
     };

@@ -23,6 +23,10 @@ impl BindHandler for Guest {
         self.0.lock().await.evidence(&report_data).map_err(|e| Refusal::new(RefusalCode::EvidenceFailed, e.to_string()))
     }
 
+    async fn activate(&self, _challenge: Vec<u8>) -> Result<Vec<u8>, Refusal> {
+        Err(Refusal::new(RefusalCode::EvidenceFailed, "no TPM"))
+    }
+
     async fn bind(&self, request: &BindRequest) -> Result<(), Refusal> {
         let digest = initdata::digest(request.initdata.as_deref()).expect("valid initdata");
         self.0.lock().await.extend_initdata(&digest).map_err(|e| Refusal::new(RefusalCode::MeasurementFailed, e.to_string()))
@@ -60,7 +64,7 @@ impl World {
             let _streams = streams;
             endpoint.serve(listener).await
         });
-        Self { binder: TunnelBinder::new(key).with_port(port), chain }
+        Self { binder: TunnelBinder::new(key, peerpods_evidence::Trust::default()).with_port(port), chain }
     }
 
     async fn bind(&self, sandbox_id: &str, attested_key: Option<Pin>) -> Result<Bound, BindFailure> {

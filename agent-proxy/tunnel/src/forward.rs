@@ -37,16 +37,20 @@ pub enum ForwardRefusal {
     /// The pod's connection was not made for another reason.
     #[error("the pod VM could not connect to this port")]
     Failed,
+    /// The pod's owner does not allow it.
+    #[error("the pod's agent policy does not allow this port to be forwarded: rule PortForwardRequest")]
+    Denied,
     /// The VM speaks another version.
     #[error("the pod VM's image speaks another version of forwarding: use a node of the image's release")]
     UnsupportedVersion,
 }
 
-const REFUSALS: [(u8, ForwardRefusal); 4] = [
+const REFUSALS: [(u8, ForwardRefusal); 5] = [
     (16, ForwardRefusal::NotListening),
     (17, ForwardRefusal::Forbidden),
     (18, ForwardRefusal::Failed),
     (19, ForwardRefusal::UnsupportedVersion),
+    (20, ForwardRefusal::Denied),
 ];
 
 /// Why there is no forwarded connection.
@@ -153,7 +157,7 @@ mod tests {
         assert_eq!(receive(&mut golden("request-8080").as_slice()).await.unwrap(), Ok(8080));
         assert_eq!(answer(Ok(())).to_vec(), golden("connected"));
         asked(&golden("connected")).await.unwrap();
-        for (name, (_, refusal)) in ["not-listening", "forbidden", "failed", "unsupported-version"].into_iter().zip(REFUSALS) {
+        for (name, (_, refusal)) in ["not-listening", "forbidden", "failed", "unsupported-version", "denied"].into_iter().zip(REFUSALS) {
             assert_eq!(answer(Err(refusal)).to_vec(), golden(name), "{name}");
             assert!(matches!(asked(&golden(name)).await, Err(ForwardError::Refused(read)) if read == refusal), "{name}");
         }

@@ -8,7 +8,7 @@ use std::time::{Duration, SystemTime};
 
 use peerpods_tunnel::credential::{BinderCa, Credential, NodeKey};
 use peerpods_tunnel::guest::GuestLimits;
-use peerpods_tunnel::node::{AgentDialer, BindError, DialError, Pin, bind};
+use peerpods_tunnel::node::{AgentDialer, BindError, DialError, EvidenceMessage, Pin, Verdict, bind};
 use peerpods_tunnel::{Refusal, RefusalCode, ResumeOptions};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::TcpListener;
@@ -165,13 +165,55 @@ async fn evidence_of_another_connection_or_nonce_is_not_accepted() {
 }
 
 #[tokio::test]
+async fn pod_vm_answers_a_challenge_before_it_gets_its_pod() {
+    let world = World::new();
+    let vm = PodVm::boot(&world.ca).await;
+    let mut seen = Vec::new();
+    let ask = |message: &EvidenceMessage| {
+        seen.push((check(message)?, message.activated.clone()));
+        Ok(if message.activated.is_some() { Verdict::Trusted } else { Verdict::Challenge(b"abc".to_vec()) })
+    };
+    let bound = bind(vm.addr, INSTANCE, &world.credential(), &world.request(), ask, DEADLINE).await.unwrap();
+    assert_eq!(seen, [(Verdict::Trusted, None), (Verdict::Trusted, Some(b"cba".to_vec()))]);
+    // The same Bind, with and without a challenge, is the same.
+    assert_eq!(world.bind(&vm).await.unwrap().pin, bound.pin);
+    assert_eq!((vm.evidence_made(), vm.binds_handled()), (2, 1));
+}
+
+#[tokio::test]
+async fn challenge_without_the_right_answer_ends_the_bind() {
+    let world = World::new();
+    let vm = PodVm::boot(&world.ca).await;
+    let challenge = || Ok(Verdict::Challenge(vec![1; 300]));
+    let ask = |message: &EvidenceMessage| if message.activated.is_some() { Err("wrong".to_owned()) } else { challenge() };
+    let again = |_: &EvidenceMessage| challenge();
+    let unverified = |error| match error {
+        BindError::Unverified(why) => why,
+        other => panic!("{other}"),
+    };
+    let (credential, request) = (world.credential(), world.request());
+    assert_eq!(unverified(bind(vm.addr, INSTANCE, &credential, &request, ask, DEADLINE).await.unwrap_err()), "wrong");
+    let error = bind(vm.addr, INSTANCE, &credential, &request, again, DEADLINE).await.unwrap_err();
+    assert_eq!(unverified(error), "a second challenge on one connection");
+    let refuse = |code| *vm.handler.0.no_activation.lock().unwrap() = Some(Refusal::new(code, "unknown field `challenge`"));
+    // What a guest says that takes Activate for a Bind.
+    refuse(RefusalCode::BadRequest);
+    let error = unverified(bind(vm.addr, INSTANCE, &credential, &request, again, DEADLINE).await.unwrap_err());
+    assert!(error.contains("use a pod VM image of this node's release"), "{error}");
+    refuse(RefusalCode::EvidenceFailed);
+    assert_eq!(refusal(bind(vm.addr, INSTANCE, &credential, &request, again, DEADLINE).await.unwrap_err()), RefusalCode::EvidenceFailed);
+    assert_eq!(vm.binds_handled(), 0);
+    world.bind(&vm).await.unwrap();
+}
+
+#[tokio::test]
 async fn relay_between_node_and_vm_cannot_pass_the_evidence_on() {
     // A machine in the middle that can speak TLS to both sides: the node sees the relay's key and exporter, the evidence the VM's.
     let world = World::new();
     let vm = PodVm::boot(&world.ca).await;
     let relay = PodVm::boot(&world.ca).await;
     let from_vm = std::sync::Mutex::new(Vec::new());
-    let look = |message: &peerpods_tunnel::node::EvidenceMessage| {
+    let look = |message: &EvidenceMessage| {
         *from_vm.lock().unwrap() = message.evidence.clone();
         Err(String::new())
     };
@@ -208,7 +250,7 @@ async fn agent_stream_is_refused_before_bind_and_to_unlisted_keys() {
     let mut vm = PodVm::boot(&world.ca).await;
     let vm_pin = {
         let mut pin = None;
-        let look = |_: &peerpods_tunnel::node::EvidenceMessage| Err(String::new());
+        let look = |_: &EvidenceMessage| Err(String::new());
         bind(vm.addr, INSTANCE, &world.credential(), &world.request(), look, DEADLINE).await.unwrap_err();
         pin.get_or_insert(world::raw::pin_of(vm.addr, &world.credential()).await).to_owned()
     };

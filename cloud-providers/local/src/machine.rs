@@ -47,3 +47,6 @@ pub use error::MachineError;
 pub use host::Host;
 pub use process::ProcessId;
 pub use record::{Phase, Record};
+
+pub(crate) use files::LOCK_LIMIT;
+pub(crate) use tpm::SETUP_LIMIT as TPM_SETUP_LIMIT;

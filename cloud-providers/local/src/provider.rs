@@ -6,10 +6,12 @@ use async_trait::async_trait;
 use peerpods_cloud_api::settings::local::LocalSettings;
 use peerpods_cloud_api::{CloudProvider, Instance, InstanceId, InstanceType, LaunchRequest, Launched, OwnerTag, ProviderError};
 
-use crate::machine::{CrashPoints, Host, MachineError, Phase, Record};
+use crate::machine::{CrashPoints, Host, LOCK_LIMIT, MachineError, Phase, Record, TPM_SETUP_LIMIT};
 
-/// The provider's own deadline: more than a lock and a slow start together, less than any caller's patience.
+/// The provider's own deadline: more than waiting for a lock and the longest step of a start together, less than any caller's patience.
 const DEADLINE: Duration = Duration::from_secs(90);
+
+const _: () = assert!(DEADLINE.as_secs() > LOCK_LIMIT.as_secs() + TPM_SETUP_LIMIT.as_secs());
 
 /// More would only wait for each other on the processors of a small host.
 const STARTS_AT_ONCE: usize = 4;

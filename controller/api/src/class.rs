@@ -51,6 +51,11 @@ impl HostAccess {
     }
 }
 
+/// Claims of a class, and values of a claim.
+pub const MAX_REFERENCES: usize = 16;
+/// Longest of either, in bytes: a TPM's key of 4096 bits has 734 in base64.
+pub const MAX_REFERENCE_BYTES: usize = 1024;
+
 /// A kind of pod VM that pods may ask for by name, table `[class.NAME]`.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(try_from = "ClassFields")]
@@ -62,7 +67,8 @@ pub struct Class {
     #[schemars(default)]
     pub root_of_trust: RootOfTrust,
     /// What claims of the evidence must be, for the node to give a pod VM its pod: the claim's path to the values that are accepted, as
-    /// `peerpodctl measure` prints them. Without any, the node takes every image that the cloud boots; the key broker decides for itself.
+    /// `measurements` of the image's manifest.json has them; those of a TPM beside SNP stand below `tpm.`. Without any, the node takes every
+    /// image that the cloud boots; the key broker decides for itself.
     #[serde(skip_serializing_if = "BTreeMap::is_empty")]
     #[schemars(default)]
     pub reference_values: BTreeMap<String, Vec<String>>,
@@ -124,6 +130,11 @@ pub enum ClassError {
     /// The image and the initdata are in a TPM that the cloud makes.
     #[error("tee = \"snp-tpm\" has the cloud's TPM say what was booted: write root_of_trust = \"cloud-tpm\"")]
     SnpTpmTrustsTheCloud,
+    /// More than nodes take, or a claim that nothing can meet.
+    #[error(
+        "reference_values: at most {MAX_REFERENCES} claims with 1 to {MAX_REFERENCES} values each, none longer than {MAX_REFERENCE_BYTES} bytes"
+    )]
+    ReferenceValues,
     /// Both say where to launch.
     #[error("zone and zones exclude each other: put the zone into zones")]
     ZoneAndZones,
@@ -208,6 +219,11 @@ impl TryFrom<ClassFields> for Class {
     fn try_from(fields: ClassFields) -> Result<Self, ClassError> {
         let ClassFields { tee, root_of_trust, reference_values, image, allowed_images, instance_types, zone, zones, pool, host_access } =
             fields;
+        let is_short = |text: &String| text.len() <= MAX_REFERENCE_BYTES;
+        let is_usable = |values: &Vec<String>| (1..=MAX_REFERENCES).contains(&values.len()) && values.iter().all(is_short);
+        if reference_values.len() > MAX_REFERENCES || !reference_values.iter().all(|(claim, values)| is_short(claim) && is_usable(values)) {
+            return Err(ClassError::ReferenceValues);
+        }
         if zone.is_some() && !zones.is_empty() {
             return Err(ClassError::ZoneAndZones);
         }
@@ -250,6 +266,23 @@ mod tests {
         assert_eq!(class(r#""zones":["b","a"]"#).unwrap().places().len(), 2);
         assert_eq!(class(r#""pool":{"min":0,"max":1}"#).unwrap().pool.unwrap().ttl_secs, 600);
         assert_eq!(class(r#""image":"i""#).unwrap().places(), [None]);
+    }
+
+    #[test]
+    fn reference_values_that_no_node_takes_are_refused() {
+        let class =
+            |values: serde_json::Value| serde_json::from_value::<Class>(serde_json::json!({"tee": "tdx", "reference_values": values}));
+        assert!(class(serde_json::json!({"quote.body.mr_td": ["aa", "k".repeat(MAX_REFERENCE_BYTES)]})).is_ok());
+        for values in [
+            serde_json::json!({"a": []}),
+            serde_json::json!({"a": ["k".repeat(MAX_REFERENCE_BYTES + 1)]}),
+            serde_json::json!({"a": vec!["k"; MAX_REFERENCES + 1]}),
+            (0..=MAX_REFERENCES).map(|n| (n.to_string(), serde_json::json!(["k"]))).collect(),
+        ] {
+            assert!(class(values).unwrap_err().to_string().contains("at most 16 claims"));
+        }
+        let snp_tpm = |root: &str| serde_json::from_value::<Class>(serde_json::json!({"tee": "snp-tpm", "root_of_trust": root}));
+        assert!(snp_tpm("hardware").unwrap_err().to_string().contains("cloud-tpm") && snp_tpm("cloud-tpm").is_ok());
     }
 
     #[test]

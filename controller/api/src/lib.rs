@@ -12,7 +12,7 @@ pub mod report;
 mod state;
 
 pub use choice::{ChoiceError, Demand, choose_instance_type, fitting_instance_types};
-pub use class::{Class, ClassError, HostAccess, Pool, RootOfTrust};
+pub use class::{Class, ClassError, HostAccess, MAX_REFERENCE_BYTES, MAX_REFERENCES, Pool, RootOfTrust};
 pub use ids::{ClaimId, ClaimKey, ClaimRef, ClassName, InvalidId, NodeName, PodRef};
 pub use peerpods_cloud_api::{InstanceId, InstanceType, LaunchToken, Mib, OwnerTag, Tee, Zone};
 pub use record::{

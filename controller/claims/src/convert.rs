@@ -1,6 +1,6 @@
 //! Wire to types and back, with bounds on everything that comes in.
 
-use peerpods_controller_api::{Mib, PodRef};
+use peerpods_controller_api::{MAX_REFERENCE_BYTES, MAX_REFERENCES, Mib, PodRef};
 use tonic::{Code, Status};
 
 use crate::proto;
@@ -15,8 +15,6 @@ const MAX_CERTIFICATE: usize = 8192;
 /// There are two words today.
 const MAX_WORDS: usize = 16;
 const MAX_WORD: usize = 64;
-/// A SHA-512 in hex digits, and a path of members.
-const MAX_REFERENCE: usize = 256;
 /// The root of trust of assignments that name none.
 const INSECURE: &str = "insecure";
 
@@ -116,13 +114,13 @@ impl TryFrom<proto::ClaimReply> for Claim {
                     return Err(fault(format!("the answer's host_access is not at most {MAX_WORDS} words of {MAX_WORD} bytes")));
                 }
                 let too_long = |value: &proto::ReferenceValue| {
-                    value.claim.len() > MAX_REFERENCE
-                        || value.values.len() > MAX_WORDS
-                        || value.values.iter().any(|v| v.len() > MAX_REFERENCE)
+                    value.claim.len() > MAX_REFERENCE_BYTES
+                        || value.values.len() > MAX_REFERENCES
+                        || value.values.iter().any(|v| v.len() > MAX_REFERENCE_BYTES)
                 };
-                if assigned.reference_values.len() > MAX_WORDS || assigned.reference_values.iter().any(too_long) {
+                if assigned.reference_values.len() > MAX_REFERENCES || assigned.reference_values.iter().any(too_long) {
                     return Err(fault(format!(
-                        "the answer's reference_values are not at most {MAX_WORDS} claims with {MAX_WORDS} values of {MAX_REFERENCE} bytes"
+                        "the answer's reference_values are not at most {MAX_REFERENCES} claims with {MAX_REFERENCES} values of {MAX_REFERENCE_BYTES} bytes"
                     )));
                 }
                 let address = assigned.address.parse().map_err(|_| fault(format!("{:?} is not an IP address", assigned.address)))?;

@@ -117,9 +117,10 @@ fn open_view(records: &Records, index: &Index<'_>, observed: &Observed, claim: &
             tee: pod_vm.key.tee,
             node: claim.node.clone(),
             node_spki: claim.node_spki.clone(),
-            // A class that was taken away leaves the strictest.
+            // A class that was taken away leaves the strictest: a claim that no evidence has. What runs is left alone.
             root_of_trust: class.map_or(RootOfTrust::Hardware, |class| class.root_of_trust),
-            reference_values: class.map(|class| class.reference_values.clone()).unwrap_or_default(),
+            reference_values: class
+                .map_or_else(|| [("(the class was removed)".to_owned(), Vec::new())].into(), |class| class.reference_values.clone()),
             host_access: class.into_iter().flat_map(|class| class.host_access.iter().copied()).collect(),
         };
     }

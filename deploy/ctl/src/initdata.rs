@@ -7,6 +7,7 @@ use std::fmt::Write as _;
 use std::path::{Path, PathBuf};
 
 use clap::{Args, Subcommand};
+use peerpods_image::{ImagePolicy, ImagePolicyError};
 use serde_json::json;
 
 pub(crate) use document::{Document, DocumentError, HashAlgorithm};
@@ -30,6 +31,7 @@ pub(crate) enum Initdata {
 const NEW_EXAMPLES: &str = "\
 Examples:
   peerpodctl initdata new --kbs-url https://kbs.example.org:8080 --kbs-cert kbs.pem --policy policy.rego > initdata.toml
+  peerpodctl initdata new --kbs-url https://kbs.example.org:8080 --image-policy policy.json --policy policy.rego > initdata.toml
   peerpodctl initdata new --aa aa.toml --cdh cdh.toml --algorithm sha384 > initdata.toml
   kubectl annotate --local -f pod.yaml -o yaml \\
     io.katacontainers.config.hypervisor.cc_init_data=\"$(peerpodctl initdata new --policy policy.rego --annotation)\"";
@@ -71,6 +73,10 @@ pub(crate) struct New {
     /// The key broker's certificate, or that of its authority, PEM.
     #[arg(long, value_name = "FILE", requires = "kbs_url")]
     kbs_cert: Option<PathBuf>,
+    /// Which images may run and who must have signed them: a policy.json as containers-policy.json(5) has it, for cdh.toml's
+    /// [image] image_security_policy. Every pull in the VM is held to it. With a cdh.toml of your own, put it there.
+    #[arg(long, value_name = "FILE", conflicts_with = "cdh")]
+    image_policy: Option<PathBuf>,
     /// Print the form of the pod annotation io.katacontainers.config.hypervisor.cc_init_data.
     #[arg(long)]
     annotation: bool,
@@ -111,6 +117,15 @@ pub(crate) enum InitdataCommandError {
     /// What is in them.
     #[error(transparent)]
     Document(#[from] DocumentError),
+    /// The guest would refuse every pull.
+    #[error("{} is no image policy that guests take; next: see containers-policy.json(5)", path.display())]
+    ImagePolicy {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong with it.
+        #[source]
+        source: ImagePolicyError,
+    },
     /// Nothing was given.
     #[error("nothing to put in; next: give --kbs-url, --policy or another file")]
     Empty,
@@ -157,10 +172,19 @@ fn make(new: &New) -> Result<String, InitdataCommandError> {
         None => Ok(()),
         Some(_) => Err(InitdataCommandError::Twice(name.to_owned())),
     };
+    let mut cdh = Vec::new();
     if let Some(url) = &new.kbs_url {
         let certificate = new.kbs_cert.as_deref().map(input::text).transpose()?;
         put("aa.toml", document::aa_toml(url, certificate.as_deref()))?;
-        put("cdh.toml", document::cdh_toml(url, certificate.as_deref()))?;
+        cdh.push(document::cdh_toml(url, certificate.as_deref()));
+    }
+    if let Some(path) = &new.image_policy {
+        let json = input::text(path)?;
+        ImagePolicy::parse(json.as_bytes()).map_err(|source| InitdataCommandError::ImagePolicy { path: path.clone(), source })?;
+        cdh.push(document::image_policy_toml(&json));
+    }
+    if !cdh.is_empty() {
+        put("cdh.toml", cdh.join("\n"))?;
     }
     let named = [("aa.toml", &new.aa), ("cdh.toml", &new.cdh), ("policy.rego", &new.policy)];
     for (name, path) in named.into_iter().filter_map(|(name, path)| Some((name, path.as_ref()?))) {
@@ -185,6 +209,7 @@ fn described(document: &Document) -> serde_json::Value {
         "registers": {
             "host_data": hex::encode(registers.host_data),
             "mrconfigid": hex::encode(registers.mrconfigid),
+            "rtmr_3": registers.rtmr3.map(hex::encode),
             "pcr08": registers.pcr08.map(hex::encode),
         },
         "data": document.initdata().data,
@@ -208,6 +233,8 @@ fn for_people(document: &Document) -> String {
 
 #[cfg(test)]
 mod tests {
+    use peerpods_image::PullPolicy;
+
     use super::*;
 
     fn new(folder: &Path) -> New {
@@ -220,6 +247,7 @@ mod tests {
             algorithm: HashAlgorithm::Sha256,
             kbs_url: None,
             kbs_cert: None,
+            image_policy: None,
             annotation: false,
         }
     }
@@ -259,6 +287,31 @@ mod tests {
         assert_eq!(aa["token_configs"]["kbs"]["url"].as_str(), Some("https://kbs.example.org"));
         assert_eq!(aa["token_configs"]["kbs"]["cert"].as_str(), cdh["kbc"]["kbs_cert"].as_str());
         assert_eq!((cdh["kbc"]["name"].as_str(), cdh["kbc"]["url"].as_str()), (Some("cc_kbc"), Some("https://kbs.example.org")));
+    }
+
+    #[test]
+    fn image_policy_is_where_the_guest_looks_for_it() {
+        let folder = tempfile::tempdir().unwrap();
+        let file = folder.path().join("policy.json");
+        let json = "{\n  \"default\": [{\"type\": \"reject\"}],\n  \"transports\": {\"docker\": {\"registry.example.org\": [{\"type\": \
+                    \"sigstoreSigned\", \"keyPath\": \"kbs:///default/cosign/key\"}]}}\n}\n";
+        let cdh = |json: &str, kbs_url: Option<&str>| {
+            std::fs::write(&file, json).unwrap();
+            let made = New { image_policy: Some(file.clone()), kbs_url: kbs_url.map(str::to_owned), policy: None, ..new(folder.path()) };
+            let document = Document::parse(&run(&Initdata::New(made))?)?;
+            Ok::<_, InitdataCommandError>(document.initdata().data["cdh.toml"].clone())
+        };
+        for url in [None, Some("https://kbs.example.org")] {
+            let cdh = cdh(json, url).unwrap();
+            let expected = ImagePolicy::parse(json.as_bytes()).unwrap();
+            let found = PullPolicy::from_cdh_toml(&cdh).unwrap().image_policy;
+            assert_eq!(format!("{found:?}"), format!("{expected:?}"), "{cdh}");
+            let table: toml::Table = cdh.parse().unwrap();
+            assert_eq!(table["image"]["image_security_policy"].as_str(), Some(json));
+            assert_eq!(table.get("kbc").map(|kbc| kbc["url"].as_str()), url.map(Some));
+        }
+        let error = cdh("{}", None).unwrap_err();
+        assert!(matches!(error, InitdataCommandError::ImagePolicy { .. }), "{error}");
     }
 
     #[test]

@@ -98,11 +98,23 @@ pub(crate) fn create(path: &Path) -> Result<Zeroizing<Vec<u8>>, KeyFileError> {
     let mut key = Zeroizing::new(vec![0; KEY_BYTES]);
     aws_lc_rs::rand::fill(&mut key).map_err(|_| KeyFileError::Random)?;
     let folder = path.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."));
+    let made: Vec<&Path> = folder.ancestors().take_while(|folder| !folder.as_os_str().is_empty() && !folder.exists()).collect();
     DirBuilder::new().recursive(true).mode(0o700).create(folder).map_err(failed)?;
+    for folder in made {
+        sync_folder_of(folder).map_err(failed)?;
+    }
     let mut file = NamedTempFile::new_in(folder).map_err(failed)?;
     file.write_all(&key).and_then(|()| file.as_file().sync_all()).map_err(failed)?;
     file.persist_noclobber(path).map_err(|error| failed(error.error))?;
+    // What is encrypted with it must not outlive it.
+    sync_folder_of(path).map_err(failed)?;
     Ok(key)
+}
+
+/// Has the disk keep the name of something that was made.
+pub(crate) fn sync_folder_of(path: &Path) -> io::Result<()> {
+    let folder = path.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."));
+    File::open(folder)?.sync_all()
 }
 
 /// Reads a key, or makes it if it is not there and may be made. The second value tells whether it is new.

@@ -3,8 +3,8 @@
 //! It reads the controller's admin socket; nothing is kept. Tables are for people, `--json` is for programs: it prints the same
 //! [`report`](peerpods_controller_api::report) types that the socket gives.
 //!
-//! The owner's side ([`initdata`], [`policy`], [`image`], [`keyprovider`], [`secret`], [`verify`]) works on files alone: no controller, no
-//! registry and, but for `verify kbs`, no key broker is spoken to.
+//! The owner's side ([`initdata`], [`policy`], [`image`], [`measure`], [`keyprovider`], [`secret`], [`verify`]) works on files alone: no
+//! controller, no registry and, but for `verify kbs`, no key broker is spoken to.
 
 mod admin;
 mod explain;
@@ -13,6 +13,7 @@ mod initdata;
 mod input;
 mod key_file;
 mod keyprovider;
+mod measure;
 mod p256;
 mod pem;
 mod policy;
@@ -51,6 +52,7 @@ Examples:
   peerpodctl claim explain default/web            why a pod has no pod VM yet
   peerpodctl class check default --vcpus 2        what a pod of that size would get
 
+  peerpodctl measure image                        what evidence of an image will show
   peerpodctl policy generate --pod pod.yaml       hold the node to a manifest
   peerpodctl initdata new --policy policy.rego    what the pod brings to its VM
   peerpodctl image encrypt app encrypted --key-id kbs:///default/key/1
@@ -75,6 +77,7 @@ enum Command {
     Policy(policy::Policy),
     #[command(subcommand)]
     Image(image::Image),
+    Measure(measure::Measure),
     #[command(name = "keyprovider")]
     KeyProvider(keyprovider::KeyProvider),
     #[command(subcommand)]
@@ -192,6 +195,7 @@ async fn run(cli: Cli) -> Result<()> {
         Command::Initdata(command) => print(&initdata::run(&command)?),
         Command::Policy(command) => print(&policy::run(&command)?),
         Command::Image(command) => print(&image::run(&command)?),
+        Command::Measure(command) => print(&measure::run(&command)?),
         Command::KeyProvider(command) => Ok(keyprovider::run(command).await?),
         Command::Secret(command) => print(&secret::run(&command)?),
     }
@@ -269,10 +273,10 @@ mod tests {
         Cli::command().debug_assert();
         let mut found = Vec::new();
         leaves(&Cli::command(), "peerpodctl", &mut found);
-        let of_owner = ["initdata", "policy", "image", "keyprovider", "secret"];
+        let of_owner = ["initdata", "policy", "image", "measure", "keyprovider", "secret"];
         let found: Vec<_> =
             found.into_iter().filter(|(path, _)| of_owner.iter().any(|name| path.split(' ').nth(1) == Some(name))).collect();
-        assert_eq!(found.len(), 10);
+        assert_eq!(found.len(), 11);
         for (path, mut command) in found {
             let help = command.render_long_help().to_string();
             let words = path.trim_start_matches("peerpodctl ");

@@ -7,18 +7,22 @@ mod environment;
 mod expand;
 mod image;
 mod manifest;
+mod mounts;
+mod next_steps;
+mod security;
 #[cfg(test)]
 mod tests;
 
 use std::collections::BTreeSet;
-use std::fmt::Write as _;
 use std::io;
+use std::num::NonZeroU16;
 use std::path::{Path, PathBuf};
 
 use clap::{Args, Subcommand};
 use serde_json::json;
 
-use broker::{Pins, Tee};
+use broker::{Pins, TcbStatus};
+pub(crate) use broker::{Tee, resource};
 use containers::Additions;
 use image::ImageConfig;
 use manifest::Workload;
@@ -47,7 +51,11 @@ Examples:
      peerpodctl policy generate --pod pod.yaml --tee sample --measurements m.json --initdata initdata.toml \\
        --resource default/key/1 --out policies
 
-measurements.json has claims with their values, such as {\"pcr04\":[\"<hex>\"],\"pcr09\":[\"<hex>\"],\"pcr11\":[\"<hex>\"]}.";
+measurements.json has claims with their values, such as {\"pcr04\":[\"<hex>\"],\"pcr09\":[\"<hex>\"],\"pcr11\":[\"<hex>\"]}.
+Needed are pcr04, pcr09 and pcr11 of every TPM, measurement of az-snp-vtpm and snp, mr_td of az-tdx-vtpm and tdx, rtmr_1 and rtmr_2 of tdx,
+and ak_public of snp-tpm: the attestation keys (base64 of the DER SubjectPublicKeyInfo) of TPMs that the cloud vouches for.
+SNP platforms may be held to versions of their firmware: reported_tcb_bootloader, _microcode, _snp, _tee, _fmc.
+TDX platforms must be UpToDate in Intel's words, unless --accept-tcb-status says what else they may be.";
 
 /// Arguments of `policy generate`.
 #[derive(Args)]
@@ -67,6 +75,9 @@ pub(crate) struct Generate {
     /// An environment variable that may have any value.
     #[arg(long, value_name = "NAME", requires = "pod")]
     allow_env: Vec<String>,
+    /// A port of the pod that `kubectl port-forward` reaches; may be given more than once.
+    #[arg(long, value_name = "PORT", requires = "pod")]
+    allow_port_forward: Vec<NonZeroU16>,
     /// Keep the containers' output from the node: `kubectl logs` shows nothing.
     #[arg(long, requires = "pod")]
     deny_logs: bool,
@@ -85,6 +96,12 @@ pub(crate) struct Generate {
     /// Do without measurements of the firmware, on clouds that change it without a word.
     #[arg(long, requires = "tee")]
     any_firmware: bool,
+    /// Accept TDX platforms of this status beside UpToDate; may be given more than once.
+    ///
+    /// Intel tells of each platform's firmware in collateral that the verifier has. Anything but UpToDate has known holes or open settings;
+    /// Unknown is what our verifier says without collateral. Status and advisories of your platforms: `peerpodctl verify evidence`.
+    #[arg(long, value_enum, value_name = "STATUS", requires = "tee")]
+    accept_tcb_status: Vec<TcbStatus>,
     /// The folder to write to; without it the agent policy is printed.
     #[arg(long, value_name = "DIR")]
     out: Option<PathBuf>,
@@ -139,6 +156,9 @@ pub(crate) enum PolicyError {
 }
 
 const AGENT_POLICY: &str = "policy.rego";
+const ATTESTATION_POLICY: &str = "attestation-policy.rego";
+const RESOURCE_POLICY: &str = "resource-policy.rego";
+const REFERENCE_VALUES: &str = "reference-values.json";
 
 /// Carries the command out; gives what is printed. Warnings go to standard error.
 pub(crate) fn run(command: &Policy) -> Result<String, PolicyError> {
@@ -158,6 +178,7 @@ pub(crate) fn run(command: &Policy) -> Result<String, PolicyError> {
             resources,
             tee,
             any_firmware: generate.any_firmware,
+            accepted_tcb: generate.accept_tcb_status.iter().copied().collect(),
         };
         pins.check()?;
         warnings.extend(pins.warnings());
@@ -168,20 +189,23 @@ pub(crate) fn run(command: &Policy) -> Result<String, PolicyError> {
                 None => return Err(PolicyError::OtherPolicy("no")),
             }
         }
-        files.push(("attestation-policy.rego", pins.attestation_policy()));
-        files.push(("resource-policy.rego", pins.resource_policy()));
-        files.push(("reference-values.json", format!("{:#}\n", pins.reference_values())));
+        files.push((ATTESTATION_POLICY, pins.attestation_policy()));
+        files.push((RESOURCE_POLICY, pins.resource_policy()));
+        files.push((REFERENCE_VALUES, format!("{:#}\n", pins.reference_values())));
     }
     for warning in warnings.iter().filter(|_| !generate.json) {
         eprintln!("peerpodctl: warning: {warning}");
     }
-    let Some(out) = &generate.out else { return Ok(files.into_iter().map(|(_, text)| text).collect()) };
+    let Some(out) = &generate.out else {
+        eprintln!("peerpodctl: next: peerpodctl initdata new --policy FILE ..., where FILE is what is printed here");
+        return Ok(files.into_iter().map(|(_, text)| text).collect());
+    };
     write(out, &files)?;
     if generate.json {
         let paths: Vec<PathBuf> = files.iter().map(|(name, _)| out.join(name)).collect();
         return Ok(format!("{:#}\n", json!({"files": paths, "warnings": warnings})));
     }
-    Ok(for_people(out, &files))
+    Ok(next_steps::text(out, &files))
 }
 
 fn agent_policy(yaml: &str, generate: &Generate) -> Result<(String, Vec<String>), PolicyError> {
@@ -189,6 +213,7 @@ fn agent_policy(yaml: &str, generate: &Generate) -> Result<(String, Vec<String>)
         digests: generate.digest.clone(),
         exec: generate.allow_exec.iter().map(|words| words.0.clone()).collect(),
         any_value: generate.allow_env.iter().cloned().collect(),
+        forwarded_ports: generate.allow_port_forward.iter().copied().collect(),
         deny_output: generate.deny_logs,
         ..Additions::default()
     };
@@ -212,39 +237,6 @@ fn write(folder: &Path, files: &[(&str, String)]) -> Result<(), PolicyError> {
         std::fs::write(&path, text).map_err(failed(&path))?;
     }
     Ok(())
-}
-
-/// What was written, and where it goes.
-fn for_people(out: &Path, files: &[(&str, String)]) -> String {
-    let mut text = String::new();
-    for (name, content) in files {
-        let path = out.join(name);
-        let path = path.display();
-        let _ = match *name {
-            AGENT_POLICY => writeln!(text, "{path}: into the pod's initdata\n  peerpodctl initdata new --policy {path} ..."),
-            "attestation-policy.rego" => {
-                writeln!(
-                    text,
-                    "{path}: into the key broker\n  kbs-client config set-attestation-policy --id default_cpu --policy-file {path}"
-                )
-            }
-            "resource-policy.rego" => {
-                writeln!(text, "{path}: into the key broker\n  kbs-client config set-resource-policy --policy-file {path}")
-            }
-            _ => {
-                let _ = writeln!(text, "{path}: into the key broker");
-                let values: serde_json::Value = serde_json::from_str(content).unwrap_or_default();
-                for (name, values) in values.as_object().into_iter().flatten() {
-                    for value in values.as_array().into_iter().flatten() {
-                        let _ =
-                            writeln!(text, "  kbs-client config set-sample-reference-value {name} {}", value.as_str().unwrap_or_default());
-                    }
-                }
-                Ok(())
-            }
-        };
-    }
-    text
 }
 
 fn named_digest(argument: &str) -> Result<(String, String), String> {

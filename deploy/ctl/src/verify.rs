@@ -2,8 +2,10 @@
 //!
 //! Nothing is fetched but from the broker that is named; roots of trust are those of `peerpods-evidence`.
 
+mod kbs;
+
 use std::path::{Path, PathBuf};
-use std::time::{Duration, SystemTime};
+use std::time::SystemTime;
 
 use anyhow::{Context as _, Result, bail, ensure};
 use aws_lc_rs::signature::{ECDSA_P256_SHA256_FIXED, UnparsedPublicKey};
@@ -16,8 +18,6 @@ use serde_json::{Value, json};
 
 /// Longest file that is read.
 const MAX_BYTES: u64 = 4 << 20;
-/// For the key broker's answer.
-const WITHIN: Duration = Duration::from_secs(20);
 
 /// Evidence, a token, or a key broker.
 #[derive(Subcommand)]
@@ -60,24 +60,7 @@ Examples:
         /// The token; `-` reads standard input.
         file: PathBuf,
     },
-    /// Ask a key broker for its resource policy and try it: would it release to anybody's VM?
-    #[command(after_help = "\
-Example:
-  peerpodctl verify kbs --url https://kbs.example.org:8080 --certificate kbs/tls-certificate.pem --admin-token token")]
-    Kbs {
-        /// The broker.
-        #[arg(long)]
-        url: String,
-        /// PEM of the certificate that it shows.
-        #[arg(long, value_name = "FILE")]
-        certificate: Option<PathBuf>,
-        /// File with a token for administration.
-        #[arg(long, value_name = "FILE")]
-        admin_token: PathBuf,
-        /// A resource to try.
-        #[arg(long, default_value = "default/key/1")]
-        resource: String,
-    },
+    Kbs(kbs::Kbs),
 }
 
 /// Runs the command.
@@ -111,7 +94,10 @@ pub(crate) async fn run(command: Verify) -> Result<()> {
             }
             Ok(())
         }
-        Verify::Kbs { url, certificate, admin_token, resource } => kbs(&url, certificate.as_deref(), &admin_token, &resource).await,
+        Verify::Kbs(command) => {
+            print!("{}", kbs::run(&command).await?);
+            Ok(())
+        }
     }
 }
 
@@ -201,76 +187,6 @@ fn tier(value: i64) -> &'static str {
     }
 }
 
-/// Tokens that no careful policy releases to: a real TEE of anybody's image, appraised as badly as can be, with nobody's initdata.
-fn strangers() -> Vec<(&'static str, Value)> {
-    let module = |tee: &str, status: &str| {
-        json!({"submods": {"cpu0": {
-            "ear.status": status,
-            "ear.trustworthiness-vector": {"hardware": 2, "executables": 33, "configuration": 36},
-            "ear.veraison.annotated-evidence": {tee: {"measurement": "00"}, "init_data": "00", "runtime_data_claims": {}},
-        }}})
-    };
-    vec![
-        ("any real SNP machine, whatever its image", module("snp", "contraindicated")),
-        ("any real TDX machine, whatever its image", module("tdx", "contraindicated")),
-        ("any appraised SNP machine, whatever its initdata", module("snp", "affirming")),
-        ("whoever writes sample evidence", module("sample", "contraindicated")),
-    ]
-}
-
-async fn kbs(url: &str, certificate: Option<&Path>, admin_token: &Path, resource: &str) -> Result<()> {
-    // Refused only if there is one already, which then does.
-    let _ = rustls::crypto::aws_lc_rs::default_provider().install_default();
-    let mut client = reqwest::Client::builder().timeout(WITHIN);
-    if let Some(path) = certificate {
-        client = client.add_root_certificate(reqwest::Certificate::from_pem(&read(path)?)?);
-    }
-    let admin_token = String::from_utf8(read(admin_token)?).context("the token is not text")?;
-    let address = format!("{}/kbs/v0/resource-policy", url.trim_end_matches('/'));
-    let answer = client.build()?.get(&address).bearer_auth(admin_token.trim()).send().await.with_context(|| format!("ask {address}"))?;
-    ensure!(answer.status().is_success(), "{address}: {}; next: give a token with the role admin", answer.status());
-    let body: Value = serde_json::from_slice(&answer.bytes().await?).context("the broker's answer is not JSON")?;
-    let policy = policies(&body).context("the broker's answer holds no policy")?;
-    let released = released_to(&policy, resource)?;
-    if released.is_empty() {
-        println!("{url} releases {resource} to none of the strangers that were tried.");
-        return Ok(());
-    }
-    for stranger in released {
-        println!("{url} releases {resource} to {stranger}.");
-    }
-    bail!("the resource policy does not pin image and initdata; next: set one that does, see `peerpodctl policy generate --help`")
-}
-
-/// The policy in an answer: base64url in a member, whatever its name, which differs between releases.
-fn policies(body: &Value) -> Option<String> {
-    match body {
-        Value::String(text) => {
-            let bytes = URL_SAFE_NO_PAD.decode(text.trim_end_matches('=')).ok()?;
-            String::from_utf8(bytes).ok().filter(|text| text.contains("package"))
-        }
-        Value::Object(members) => members.values().find_map(policies),
-        Value::Array(items) => items.iter().find_map(policies),
-        _ => None,
-    }
-}
-
-fn released_to(policy: &str, resource: &str) -> Result<Vec<&'static str>> {
-    let mut released = Vec::new();
-    for (who, input) in strangers() {
-        let mut engine = regorus::Engine::new();
-        engine.add_policy("resource-policy.rego".to_owned(), policy.to_owned()).context("the policy does not compile")?;
-        let path: Vec<&str> = resource.split('/').collect();
-        let data = json!({"plugin": "resource", "resource-path": path, "query": {}});
-        engine.add_data(regorus::Value::from_json_str(&data.to_string())?)?;
-        engine.set_input(regorus::Value::from_json_str(&input.to_string())?);
-        if engine.eval_rule("data.policy.allow".to_owned()).is_ok_and(|allowed| allowed == regorus::Value::from(true)) {
-            released.push(who);
-        }
-    }
-    Ok(released)
-}
-
 fn read(path: &Path) -> Result<Vec<u8>> {
     use std::io::Read as _;
     let mut bytes = Vec::new();
@@ -287,20 +203,6 @@ fn read(path: &Path) -> Result<Vec<u8>> {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn trustees_default_resource_policy_is_warned_of_and_a_pinning_one_is_not() {
-        let default = "package policy\nimport rego.v1\ndefault allow := false\nallow if {\n\tdata.plugin == \"resource\"\n\
-            \tnot input.submods.cpu0[\"ear.veraison.annotated-evidence\"].sample\n}\n";
-        assert_eq!(released_to(default, "default/key/1").unwrap().len(), 3);
-        let affirming =
-            "package policy\nimport rego.v1\ndefault allow := false\nallow if input.submods.cpu0[\"ear.status\"] == \"affirming\"\n";
-        assert_eq!(released_to(affirming, "default/key/1").unwrap(), ["any appraised SNP machine, whatever its initdata"]);
-        let pinning = "package policy\nimport rego.v1\ndefault allow := false\nallow if {\n\tinput.submods.cpu0[\"ear.status\"] == \"affirming\"\n\
-            \tinput.submods.cpu0[\"ear.veraison.annotated-evidence\"].init_data == \"aa\"\n}\n";
-        assert!(released_to(pinning, "default/key/1").unwrap().is_empty());
-        assert!(released_to("package policy\nallow :=", "default/key/1").is_err());
-    }
 
     #[test]
     fn sample_evidence_is_named_worthless() {

@@ -5,7 +5,6 @@ use serde_json::{Map, Value, json};
 
 use crate::initdata::Claimed;
 use crate::policy::{self, References};
-use crate::verifier::name_of;
 
 /// Claims of AR4SI.
 const TRUST_CLAIMS: [&str; 8] =
@@ -31,8 +30,7 @@ pub(crate) fn annotated_evidence(
     initdata: Option<Claimed>,
 ) -> Result<Map<String, Value>, String> {
     let Value::Object(mut verified) = verified else { return Err("the verifier gave no claims".to_owned()) };
-    let name = name_of(tee);
-    let Some(Value::Object(mut claims)) = verified.remove(&name) else { return Err(format!("the verifier gave no claims of {tee:?}")) };
+    let Some(Value::Object(mut claims)) = verified.remove(tee) else { return Err(format!("the verifier gave no claims of {tee:?}")) };
     if let Some(other) = verified.keys().next() {
         return Err(format!("the verifier gave claims of {other:?} besides"));
     }
@@ -45,7 +43,7 @@ pub(crate) fn annotated_evidence(
         annotated.insert("report_data".to_owned(), report_data);
     }
     annotated.insert("runtime_data_claims".to_owned(), runtime_data.claims(additional_evidence));
-    if annotated.insert(name, Value::Object(claims)).is_some() {
+    if annotated.insert(tee.to_owned(), Value::Object(claims)).is_some() {
         return Err(format!("{tee:?} is no format of evidence"));
     }
     Ok(annotated)

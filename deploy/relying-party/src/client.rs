@@ -27,7 +27,17 @@ pub struct Admin {
 
 impl Admin {
     /// With the certificate that the broker's chain must end in, for `https://`.
+    ///
+    /// # Errors
+    /// `http://` to another machine: secrets and the token that commands the broker would be readable on the way.
     pub fn new(url: &str, certificate_pem: Option<&[u8]>, token: String) -> Result<Self> {
+        let parsed: reqwest::Url = url.parse().context("cannot read the broker's URL")?;
+        let is_local = matches!(parsed.host_str(), Some("localhost" | "127.0.0.1" | "[::1]"));
+        if parsed.scheme() != "https" && !is_local {
+            bail!(
+                "{url}: resources and the admin's token go to other machines over https only; next: run this beside the broker, or serve TLS"
+            );
+        }
         let mut roots = rustls::RootCertStore::empty();
         for certificate in CertificateDer::pem_slice_iter(certificate_pem.unwrap_or_default()) {
             roots.add(certificate.context("cannot read the broker's certificate")?)?;

@@ -56,7 +56,7 @@ enum Command {
         /// Address and port.
         #[arg(long, default_value = "127.0.0.1:8080")]
         listen: SocketAddr,
-        /// Plain HTTP: initdata, evidence and tokens are readable on the way; resources are not.
+        /// Plain HTTP: initdata, evidence and tokens are readable on the way; resources that guests get are not. Administer it from the same machine.
         #[arg(long)]
         insecure_http: bool,
         /// A VCEK or VLEK certificate (DER) of an SNP host that hands over none; repeat it for more.
@@ -65,6 +65,9 @@ enum Command {
         /// What Intel says of TDX platforms: JSON with TCB info, identity of the quoting enclave and revocation lists.
         #[arg(long, value_name = "FILE")]
         tdx_collateral: Option<PathBuf>,
+        /// An attestation key (DER SubjectPublicKeyInfo) of a TPM that its cloud vouches for, for snp-tpm; repeat it for more.
+        #[arg(long = "tpm-key", value_name = "FILE")]
+        tpm_keys: Vec<PathBuf>,
     },
     /// Print a token for administration.
     AdminToken {
@@ -169,8 +172,8 @@ async fn run(command: Command) -> Result<()> {
             println!("{} is ready. Guests pin {}.", state.display(), state.join(state::TLS_CERTIFICATE).display());
             Ok(())
         }
-        Command::Serve { state, listen, insecure_http, snp_certificates, tdx_collateral } => {
-            let trust = trust(&snp_certificates, tdx_collateral.as_deref())?;
+        Command::Serve { state, listen, insecure_http, snp_certificates, tdx_collateral, tpm_keys } => {
+            let trust = trust(&snp_certificates, tdx_collateral.as_deref(), &tpm_keys)?;
             serve_until_stopped(&state, listen, insecure_http, trust).await
         }
         Command::AdminToken { key, lifetime_secs } => {
@@ -190,11 +193,12 @@ async fn run(command: Command) -> Result<()> {
 }
 
 /// Reads what verifiers of hardware trust beside the makers' roots.
-fn trust(snp_certificates: &[PathBuf], tdx_collateral: Option<&Path>) -> Result<Trust> {
+fn trust(snp_certificates: &[PathBuf], tdx_collateral: Option<&Path>, tpm_keys: &[PathBuf]) -> Result<Trust> {
     let read = |path: &Path| std::fs::read(path).with_context(|| format!("read {}", path.display()));
     Ok(Trust {
         snp_certificates: snp_certificates.iter().map(|path| read(path)).collect::<Result<_>>()?,
         tdx_collateral: tdx_collateral.map(|path| anyhow::Ok(Collateral::from_json(&read(path)?)?)).transpose()?,
+        tpm_keys: tpm_keys.iter().map(|path| read(path)).collect::<Result<_>>()?,
         ..Trust::default()
     })
 }

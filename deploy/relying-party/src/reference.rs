@@ -41,6 +41,10 @@ pub(crate) fn register(store: &Store, message: &[u8], now: SystemTime) -> Result
     }
     let payload = STANDARD.decode(&message.payload).map_err(|_| refused("the payload is no base64"))?;
     let values: Map<String, Value> = serde_json::from_slice(&payload).map_err(|_| refused("the payload is no JSON object"))?;
+    // All or none: a name that is refused leaves no other behind.
+    for name in values.keys() {
+        crate::store::checked(name).map_err(|error| refused(&error.to_string()))?;
+    }
     let expires_unix_secs = seconds(now + LIFETIME);
     for (name, value) in values {
         let stored = Stored { version: VERSION.to_owned(), name: name.clone(), expires_unix_secs, value };

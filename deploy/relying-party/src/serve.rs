@@ -33,6 +33,8 @@ pub const MAX_BODY_BYTES: usize = 2 << 20;
 const MAX_CONNECTIONS: usize = 256;
 /// Calls at once: each may evaluate a policy, which takes a thread.
 const MAX_CALLS: usize = 16;
+/// Longest request for a nonce, which anybody may send; upstream's has some hundred bytes.
+const MAX_AUTH_BYTES: usize = 16 << 10;
 /// Longest head: a token of 120 KiB, and as much again.
 const MAX_HEAD_BYTES: usize = 256 << 10;
 const TLS_DEADLINE: Duration = Duration::from_secs(10);
@@ -110,7 +112,8 @@ pub async fn serve(broker: Arc<Broker>, listening: Listening, stop: Cancellation
                             },
                         }
                     };
-                    let _ = timeout(CONNECTION_DEADLINE, served).await;
+                    // What is in flight when the time of a connection is over is answered still.
+                    let _ = timeout(TLS_DEADLINE + CONNECTION_DEADLINE + CALL_DEADLINE, served).await;
                 });
             }
             Err(error) => {
@@ -134,7 +137,7 @@ async fn serve_connection(stream: impl AsyncRead + AsyncWrite + Unpin + Send + '
     let mut connection = std::pin::pin!(connection);
     let served = tokio::select! {
         served = connection.as_mut() => served,
-        () = stop.cancelled() => {
+        () = async { tokio::select! { () = stop.cancelled() => {}, () = tokio::time::sleep(CONNECTION_DEADLINE) => {} } } => {
             connection.as_mut().graceful_shutdown();
             connection.await
         }
@@ -165,9 +168,11 @@ async fn handle(shared: Shared, request: Request) -> Response {
     let Some(path) = head.uri.path().strip_prefix(PREFIX).and_then(|path| path.strip_prefix('/')).map(str::to_owned) else {
         return refuse(&ApiError::InvalidRequestPath(head.uri.path().chars().take(80).collect()), &method);
     };
-    let Ok(body) = to_bytes(body, MAX_BODY_BYTES).await else { return StatusCode::PAYLOAD_TOO_LARGE.into_response() };
+    // Anybody may say this much; what is longer is said by who has begun something, or is an admin.
+    let limit = if path == "auth" { MAX_AUTH_BYTES } else { MAX_BODY_BYTES };
+    let Ok(body) = to_bytes(body, limit).await else { return StatusCode::PAYLOAD_TOO_LARGE.into_response() };
     let query = Query::try_from_uri(&head.uri).map(|Query(query)| query).unwrap_or_default();
-    let call = Call { method, path, query, cookie: cookie(&head.headers), bearer: bearer(&head.headers), body: body.to_vec().into() };
+    let call = Call { method, path, query, cookie: cookie(&head.headers), bearer: bearer(&head.headers), body: Vec::from(body).into() };
     let Ok(permit) = shared.calls.acquire_owned().await else { return StatusCode::SERVICE_UNAVAILABLE.into_response() };
     let method = call.method.clone();
     // A call that outlives its deadline keeps its permit until it ends.

@@ -219,7 +219,7 @@ fn failed(operation: &'static str, path: &Path) -> impl FnOnce(io::Error) -> Sto
 }
 
 /// Names that are one plain component, and none of a temporary file.
-fn checked(name: &str) -> Result<&str, StoreError> {
+pub(crate) fn checked(name: &str) -> Result<&str, StoreError> {
     let is_plain = |byte: u8| byte.is_ascii_alphanumeric() || b"._,-".contains(&byte);
     let is_valid = (1..=MAX_NAME_BYTES).contains(&name.len()) && !name.starts_with('.') && name.bytes().all(is_plain);
     if is_valid { Ok(name) } else { Err(StoreError::Name(name.chars().take(80).collect())) }

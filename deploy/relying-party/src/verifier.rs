@@ -10,7 +10,7 @@ use serde_json::{Value, json};
 /// Pure: the same arguments give the same answer, and nothing is fetched.
 pub trait Verifier: Send + Sync {
     /// Verifies evidence of the format that the session named and gives its claims, under the format's name as in Trustee:
-    /// `{"azsnpvtpm": {...}}`. `now` is for the validity of certificates.
+    /// `{"az-snp-vtpm": {...}}`. `now` is for the validity of certificates.
     ///
     /// The report data must have been compared. A claim `init_data` under the format's name means that the register of the
     /// evidence was compared with `init_data_digest`, or that none was given and this is what the register holds: it is what
@@ -63,13 +63,12 @@ impl Verifier for EvidenceVerifier {
             }
             (_, None) => {}
         }
-        Ok(json!({ name_of(tee): appraisal.claims }))
+        // What was compared: Trustee's claim is MRCONFIGID, which the host chooses.
+        if let Register::Rtmr(value) = &appraisal.register {
+            appraisal.claims["init_data"] = hex::encode(value).into();
+        }
+        Ok(json!({ tee: appraisal.claims }))
     }
-}
-
-/// The name of a format in claims: Trustee's leaves out the hyphens, which Rego would take for minus.
-pub(crate) fn name_of(tee: &str) -> String {
-    tee.replace('-', "")
 }
 
 fn chain(error: &dyn std::error::Error) -> String {

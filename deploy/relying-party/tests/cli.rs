@@ -2,34 +2,21 @@
 
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
+mod common;
+
 use std::path::Path;
 use std::process::Stdio;
 use std::sync::Arc;
 use std::time::Duration;
 
-use async_trait::async_trait;
-use base64::Engine as _;
-use base64::engine::general_purpose::STANDARD;
-use peerpods_key_broker::{Attester, BoxError, KeyBroker, KeyBrokerConfig};
-use serde_json::{Value, json};
+use peerpods_key_broker::{KeyBroker, KeyBrokerConfig};
 use tokio::io::{AsyncBufReadExt as _, BufReader};
 use tokio::process::{Child, Command};
 use tokio::time::timeout;
 
+use common::Sample;
+
 const DEADLINE: Duration = Duration::from_secs(60);
-
-struct Sample;
-
-#[async_trait]
-impl Attester for Sample {
-    fn tee(&self) -> String {
-        "sample".to_owned()
-    }
-
-    async fn evidence(&self, report_data: [u8; 48]) -> Result<Value, BoxError> {
-        Ok(json!({ "svn": "1", "report_data": STANDARD.encode(report_data) }))
-    }
-}
 
 fn command(arguments: &[&str]) -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_peerpods-relying-party"));

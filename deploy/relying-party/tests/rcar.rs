@@ -2,22 +2,25 @@
 
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
+mod common;
+
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, SystemTime};
 
-use async_trait::async_trait;
 use base64::Engine as _;
 use base64::engine::general_purpose::{STANDARD, URL_SAFE_NO_PAD};
 use peerpods_key_broker::wire::{Attestation, Challenge, ErrorInfo, InitData, Request, RuntimeData, TeeEvidence};
-use peerpods_key_broker::{Attester, BoxError, KeyBroker, KeyBrokerConfig, KeyBrokerError, ResourceUri, TeeKey, TeeKeyAlgorithm};
+use peerpods_key_broker::{KeyBroker, KeyBrokerConfig, KeyBrokerError, ResourceUri, TeeKey, TeeKeyAlgorithm};
 use peerpods_relying_party::client::Admin;
 use peerpods_relying_party::{Broker, EvidenceVerifier, Folder, Listening, MAX_BODY_BYTES, Store, Tls, issue_admin_token, serve, state};
 use reqwest::{Method, Response, StatusCode};
 use serde_json::{Value, json};
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
+
+use common::Sample;
 
 const SECRET: &[u8] = b"a secret of the workload";
 const INITDATA: &str = "version = \"0.1.0\"\nalgorithm = \"sha384\"\n[data]\n\"policy.rego\" = '''\npackage agent_policy\n'''\n";
@@ -31,19 +34,6 @@ struct World {
     url: String,
     stop: CancellationToken,
     served: JoinHandle<()>,
-}
-
-struct Sample;
-
-#[async_trait]
-impl Attester for Sample {
-    fn tee(&self) -> String {
-        "sample".to_owned()
-    }
-
-    async fn evidence(&self, report_data: [u8; 48]) -> Result<Value, BoxError> {
-        Ok(json!({ "svn": "1", "report_data": STANDARD.encode(report_data) }))
-    }
 }
 
 impl World {
@@ -479,6 +469,11 @@ async fn bad_administration_changes_nothing() {
         let response = world.call(Method::POST, "/kbs/v0/reference-value", &[bearer()], message).await;
         refused(response, 401, "RvpsError", "Failed to register reference value").await;
     }
+    let payload = STANDARD.encode(r#"{"aa":1,"x/y":2}"#);
+    let message = json!({"version": "0.1.0", "type": "sample", "payload": payload}).to_string();
+    let response = world.call(Method::POST, "/kbs/v0/reference-value", &[bearer()], message).await;
+    refused(response, 401, "RvpsError", "Failed to register reference value").await;
+    assert_eq!(std::fs::read_dir(world.directory.path().join("state/reference-values")).unwrap().count(), 0, "all or none");
 }
 
 #[tokio::test]

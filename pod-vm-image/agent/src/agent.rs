@@ -52,6 +52,23 @@ enum Slot {
     Created(Arc<Container>),
 }
 
+/// A container's id, taken; free again when dropped before its creation began.
+pub(crate) struct Reserved {
+    agent: Arc<Agent>,
+    id: String,
+    cancel: watch::Sender<bool>,
+    /// Until the creation, which frees the id itself.
+    cancelled: Option<watch::Receiver<bool>>,
+}
+
+impl Drop for Reserved {
+    fn drop(&mut self) {
+        if self.cancelled.is_some() {
+            self.agent.containers().remove(&self.id);
+        }
+    }
+}
+
 /// Undoes a creation whose client has gone.
 struct CancelOnDrop(watch::Sender<bool>);
 
@@ -136,12 +153,15 @@ impl Agent {
         self.containers.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
+    /// Whether a sandbox may be created.
+    pub(crate) fn check_no_sandbox(&self) -> Result<(), Failure> {
+        none(self.sandbox().as_ref())
+    }
+
     /// Creates the sandbox; there is one at a time.
     pub(crate) fn create_sandbox(&self, request: &CreateSandboxRequest) -> Result<(), Failure> {
         let mut sandbox = self.sandbox();
-        if let Some(sandbox) = sandbox.as_ref() {
-            return Err(Failure::new(Code::ALREADY_EXISTS, format!("sandbox {} exists", sandbox.id())));
-        }
+        none(sandbox.as_ref())?;
         check_id(&request.sandbox_id)?;
         let failed = |operation: &'static str| move |error: io::Error| Failure::because(operation, &error);
         let folder = self.config.share_dir.join("sandbox");
@@ -181,22 +201,27 @@ impl Agent {
         containers.values().filter_map(|slot| if let Slot::Created(container) = slot { Some(container.clone()) } else { None }).collect()
     }
 
-    /// Creates a container, or leaves nothing of it.
-    pub(crate) async fn create_container(self: &Arc<Self>, request: CreateContainerRequest) -> Result<(), Failure> {
-        check_id(&request.container_id)?;
-        let sandbox = self.current_sandbox()?;
-        let (cancel, cancelled) = watch::channel(false);
-        {
-            let mut containers = self.containers();
-            if containers.contains_key(&request.container_id) {
-                return Err(Failure::new(Code::ALREADY_EXISTS, format!("container {} exists", request.container_id)));
-            }
-            if containers.len() >= MAX_CONTAINERS {
-                return Err(Failure::new(Code::RESOURCE_EXHAUSTED, "too many containers"));
-            }
-            containers.insert(request.container_id.clone(), Slot::Creating(cancel.clone()));
+    /// Takes a container's id for a creation to come.
+    pub(crate) fn reserve(self: &Arc<Self>, id: &str) -> Result<Reserved, Failure> {
+        check_id(id)?;
+        self.current_sandbox()?;
+        let mut containers = self.containers();
+        if containers.contains_key(id) {
+            return Err(Failure::new(Code::ALREADY_EXISTS, format!("container {id} exists")));
         }
-        let client = CancelOnDrop(cancel);
+        if containers.len() >= MAX_CONTAINERS {
+            return Err(Failure::new(Code::RESOURCE_EXHAUSTED, "too many containers"));
+        }
+        let (cancel, cancelled) = watch::channel(false);
+        containers.insert(id.to_owned(), Slot::Creating(cancel.clone()));
+        Ok(Reserved { agent: self.clone(), id: id.to_owned(), cancel, cancelled: Some(cancelled) })
+    }
+
+    /// Creates a container, or leaves nothing of it.
+    pub(crate) async fn create_container(self: &Arc<Self>, request: CreateContainerRequest, mut reserved: Reserved) -> Result<(), Failure> {
+        let sandbox = self.current_sandbox()?;
+        let cancelled = reserved.cancelled.take().ok_or_else(Failure::cancelled)?;
+        let client = CancelOnDrop(reserved.cancel.clone());
         let agent = self.clone();
         let created = tokio::spawn(async move {
             let id = request.container_id.clone();
@@ -217,7 +242,7 @@ impl Agent {
             };
             let removed = unwanted.remove(agent.rootfs.as_ref()).await;
             agent.containers().remove(&id);
-            removed.and(Err(Failure::new(Code::CANCELLED, "the creation was cancelled")))
+            removed.and(Err(Failure::cancelled()))
         })
         .await
         .map_err(|error| Failure::because("creating the container", &error))?;
@@ -299,6 +324,11 @@ impl<S: AsyncWrite + Unpin> AsyncWrite for Connection<S> {
     fn poll_shutdown(self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
         self.stream().poll_shutdown(context)
     }
+}
+
+fn none(sandbox: Option<&Arc<Sandbox>>) -> Result<(), Failure> {
+    let exists = |sandbox: &Arc<Sandbox>| Failure::new(Code::ALREADY_EXISTS, format!("sandbox {} exists", sandbox.id()));
+    sandbox.map_or(Ok(()), |sandbox| Err(exists(sandbox)))
 }
 
 /// Ids become names of folders and cgroups.

@@ -154,43 +154,21 @@ impl Container {
         }
     }
 
-    /// Runs another process.
-    pub(crate) async fn exec(&self, exec_id: &str, from: &oci::Process, grants: &Grants, runner: &[OsString]) -> Result<(), Failure> {
+    /// Takes an exec id for a process to come; it is free again if that does not come.
+    pub(crate) fn reserve(self: Arc<Self>, exec_id: &str) -> Result<Reserved, Failure> {
         if self.is_init(exec_id) {
             return Err(Failure::invalid("an exec needs an id of its own"));
         }
-        if self.init.phase() != Phase::Running {
-            return Err(Failure::new(Code::FAILED_PRECONDITION, "the container is not running"));
+        let mut execs = self.lock();
+        if execs.contains_key(exec_id) {
+            return Err(Failure::new(Code::ALREADY_EXISTS, "the exec exists already"));
         }
-        let mut process = translate::process(from)?;
-        users::resolve(&self.parts.rootfs(), &self.parts.image_user, &mut process)?;
-        if process.capabilities().is_none() {
-            process.set_capabilities(self.capabilities.clone());
+        if execs.len() >= MAX_EXECS {
+            return Err(Failure::new(Code::RESOURCE_EXHAUSTED, "too many execs"));
         }
-        process.set_no_new_privileges(Some(process.no_new_privileges().unwrap_or(false) || self.has_no_new_privileges));
-        grants.limit(&mut process);
-        let confinement = confine::take_confinement(&mut process);
-        let number = self.exec_counter.fetch_add(1, Ordering::Relaxed);
-        let file = self.parts.bundle.join(format!("exec-{number}.json"));
-        let text = serde_json::to_vec(&process).map_err(|error| Failure::because("writing the process", &error))?;
-
-        let mut reserved = Reserved::new(self, exec_id)?;
-        fs::write(&file, text).map_err(|error| Failure::because("writing the process", &error))?;
-        let command = Command::Exec {
-            container_id: self.parts.id.clone(),
-            bundle: self.parts.bundle.clone(),
-            process: file.clone(),
-            root: self.parts.state_root.clone(),
-            terminal: from.Terminal,
-            confinement,
-        };
-        let oom = self.oom.clone();
-        let built = Process::build(runner, command, move || oom.check()).await;
-        let _ = fs::remove_file(&file);
-        let built = built.map_err(|reason| Failure::not_executed(&reason))?;
-        set_size(&built, from);
-        reserved.fill(built);
-        Ok(())
+        execs.insert(exec_id.to_owned(), Exec::Building);
+        drop(execs);
+        Ok(Reserved { container: self, exec_id: exec_id.to_owned(), is_filled: false })
     }
 
     /// Signals a process, or with SIGKILL and no exec id every process of the container.
@@ -209,7 +187,7 @@ impl Container {
 
     /// The end of what the container has written for the kubelet; empty when it has no such file.
     pub(crate) fn termination_message(&self) -> io::Result<Vec<u8>> {
-        self.termination_log.as_deref().map_or(Ok(Vec::new()), |path| termination_log::read(&self.parts.copied, path))
+        self.termination_log.as_deref().map_or(Ok(Vec::new()), |path| termination_log::read(&self.parts.copied, &self.parts.id, path))
     }
 
     /// Kills and takes away everything.
@@ -222,36 +200,60 @@ impl Container {
     }
 }
 
-/// An exec id that is taken while its process is built, and free again if that fails.
-struct Reserved<'a> {
-    container: &'a Container,
-    exec_id: &'a str,
+/// An exec id that is taken until its process is built, and free again if that fails.
+#[derive(Debug)]
+pub(crate) struct Reserved {
+    container: Arc<Container>,
+    exec_id: String,
     is_filled: bool,
 }
 
-impl<'a> Reserved<'a> {
-    fn new(container: &'a Container, exec_id: &'a str) -> Result<Self, Failure> {
-        let mut execs = container.lock();
-        if execs.len() >= MAX_EXECS {
-            return Err(Failure::new(Code::RESOURCE_EXHAUSTED, "too many execs"));
+impl Reserved {
+    /// Runs another process.
+    pub(crate) async fn exec(mut self, from: &oci::Process, grants: &Grants, runner: &[OsString]) -> Result<(), Failure> {
+        let container = self.container.clone();
+        if container.init.phase() != Phase::Running {
+            return Err(Failure::new(Code::FAILED_PRECONDITION, "the container is not running"));
         }
-        if execs.contains_key(exec_id) {
-            return Err(Failure::new(Code::ALREADY_EXISTS, "the exec exists already"));
+        let mut process = translate::process(from)?;
+        users::resolve(&container.parts.rootfs(), &container.parts.image_user, &mut process)?;
+        if process.capabilities().is_none() {
+            process.set_capabilities(container.capabilities.clone());
         }
-        execs.insert(exec_id.to_owned(), Exec::Building);
-        Ok(Self { container, exec_id, is_filled: false })
+        process.set_no_new_privileges(Some(process.no_new_privileges().unwrap_or(false) || container.has_no_new_privileges));
+        grants.limit(&mut process);
+        let confinement = confine::take_confinement(&mut process);
+        let number = container.exec_counter.fetch_add(1, Ordering::Relaxed);
+        let file = container.parts.bundle.join(format!("exec-{number}.json"));
+        let text = serde_json::to_vec(&process).map_err(|error| Failure::because("writing the process", &error))?;
+        fs::write(&file, text).map_err(|error| Failure::because("writing the process", &error))?;
+        let command = Command::Exec {
+            container_id: container.parts.id.clone(),
+            bundle: container.parts.bundle.clone(),
+            process: file.clone(),
+            root: container.parts.state_root.clone(),
+            terminal: from.Terminal,
+            confinement,
+        };
+        let oom = container.oom.clone();
+        let built = Process::build(runner, command, move || oom.check()).await;
+        let _ = fs::remove_file(&file);
+        let built = built.map_err(|reason| Failure::not_executed(&reason))?;
+        set_size(&built, from);
+        self.fill(built);
+        Ok(())
     }
 
     fn fill(&mut self, process: Arc<Process>) {
-        self.container.lock().insert(self.exec_id.to_owned(), Exec::Built(process));
+        self.container.lock().insert(self.exec_id.clone(), Exec::Built(process));
         self.is_filled = true;
     }
 }
 
-impl Drop for Reserved<'_> {
+impl Drop for Reserved {
     fn drop(&mut self) {
         if !self.is_filled {
-            self.container.lock().remove(self.exec_id);
+            self.container.lock().remove(&self.exec_id);
         }
     }
 }

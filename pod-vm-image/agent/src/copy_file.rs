@@ -83,6 +83,19 @@ const MAX_DEPTH: usize = 64;
 /// For folders that the request names only on the way.
 const DEFAULT_DIR_MODE: u32 = 0o750;
 
+/// Whether a name below the base is that of a copy made for this container, or without one for any container of the pod: shims name them
+/// `<container id>-<16 hexadecimal digits>-<name>`. Volumes have other names.
+pub(crate) fn is_copy(name: &str, container_id: Option<&str>) -> bool {
+    let is_rest = |rest: &str| {
+        let Some((number, name)) = rest.split_once('-') else { return false };
+        number.len() == 16 && number.bytes().all(|byte| byte.is_ascii_hexdigit()) && !name.is_empty()
+    };
+    match container_id {
+        Some(id) => name.strip_prefix(id).and_then(|rest| rest.strip_prefix('-')).is_some_and(is_rest),
+        None => name.match_indices('-').any(|(at, _)| at > 0 && is_rest(&name[at + 1..])),
+    }
+}
+
 impl FileCopier {
     /// Copies below `<share>/shared/containers`.
     pub(crate) fn new(share: &Path) -> Self {

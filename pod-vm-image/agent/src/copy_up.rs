@@ -12,6 +12,7 @@ use std::path::Path;
 use peerpods_protos::agent::Storage;
 use rustix::fs::{AtFlags, Dir, FileType, Gid, Mode, OFlags, ResolveFlags, Stat, Uid};
 use rustix::io::Errno;
+use rustix::path::Arg;
 
 /// The driver option that asks for it; its value is the path in the container.
 const OPTION: &str = "peerpods.copy-up=";
@@ -39,9 +40,10 @@ pub(crate) fn fill(root: &Path, path: &str, target: &Path) -> io::Result<()> {
     own(&to, &stat)
 }
 
-fn copy_folder(from: &OwnedFd, to: &OwnedFd, depth: usize) -> io::Result<()> {
+/// Copies what is in a folder into another one.
+pub(crate) fn copy_folder(from: &OwnedFd, to: &OwnedFd, depth: usize) -> io::Result<()> {
     if depth > MAX_DEPTH {
-        return Err(io::Error::other("the image's volume is deeper than 128 folders"));
+        return Err(io::Error::other("more than 128 folders in each other"));
     }
     let flags = OFlags::NOFOLLOW | OFlags::CLOEXEC;
     for entry in Dir::read_from(from)? {
@@ -60,11 +62,8 @@ fn copy_folder(from: &OwnedFd, to: &OwnedFd, depth: usize) -> io::Result<()> {
                 own(&inner, &stat)?;
             }
             FileType::RegularFile => {
-                let mut input = File::from(rustix::fs::openat(from, name, flags | OFlags::RDONLY | OFlags::NONBLOCK, Mode::empty())?);
-                let new = rustix::fs::openat(to, name, flags | OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL, Mode::RUSR | Mode::WUSR)?;
-                let mut output = File::from(new);
-                io::copy(&mut input, &mut output)?;
-                own(&output, &stat)?;
+                let input = rustix::fs::openat(from, name, flags | OFlags::RDONLY | OFlags::NONBLOCK, Mode::empty())?;
+                copy_file(input, to, name, &stat)?;
             }
             FileType::Symlink => {
                 let link = rustix::fs::readlinkat(from, name, Vec::new())?;
@@ -78,8 +77,16 @@ fn copy_folder(from: &OwnedFd, to: &OwnedFd, depth: usize) -> io::Result<()> {
     Ok(())
 }
 
+/// Copies an open file to a new one in a folder.
+pub(crate) fn copy_file(from: OwnedFd, to: &OwnedFd, name: impl Arg, stat: &Stat) -> io::Result<()> {
+    let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+    let mut output = File::from(rustix::fs::openat(to, name, flags, Mode::RUSR | Mode::WUSR)?);
+    io::copy(&mut File::from(from), &mut output)?;
+    own(&output, stat)
+}
+
 /// Permissions last: changing the owner clears the set-id bits.
-fn own(file: impl AsFd, stat: &Stat) -> io::Result<()> {
+pub(crate) fn own(file: impl AsFd, stat: &Stat) -> io::Result<()> {
     rustix::fs::fchown(&file, Some(Uid::from_raw(stat.st_uid)), Some(Gid::from_raw(stat.st_gid)))?;
     Ok(rustix::fs::fchmod(&file, Mode::from_raw_mode(stat.st_mode & 0o7777))?)
 }

@@ -41,6 +41,11 @@ impl Failure {
         Self::internal(format!("{operation}: {}", chain(cause)))
     }
 
+    /// Nobody waits for the container any more.
+    pub(crate) fn cancelled() -> Self {
+        Self::new(Code::CANCELLED, "the creation was cancelled")
+    }
+
     /// No such container.
     pub(crate) fn no_container() -> Self {
         Self::internal("Invalid container id")

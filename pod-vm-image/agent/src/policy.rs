@@ -5,6 +5,8 @@
 //! true and whose `ops` change what the policy remembers ([`state`]). Everything else is a denial: false, no such rule, an error, too
 //! much time. Upstream's escape from that, `AllowRequestsFailingPolicy`, is ignored.
 //!
+//! One rule is ours, since Kata has no such request: [`PORT_FORWARD`], which genpolicy does not write, so a policy of its makes denies it.
+//!
 //! Evaluations of one policy run one after the other, on threads for blocking work. What a rule changed stays changed when the request
 //! fails afterwards or its client has gone, as upstream. Nothing outlives the agent.
 //!
@@ -28,8 +30,16 @@ use serde_json::{Value, json};
 pub use input::InputError;
 pub use state::{MAX_STATE_BYTES, StateError};
 
+/// The rule about connections from the node to a port of the pod (`kubectl port-forward`), with `{"port": NUMBER}` as `input`.
+pub const PORT_FORWARD: &str = "PortForwardRequest";
+
 /// Longest policy that is read: more than initdata can carry.
 pub const MAX_POLICY_BYTES: usize = 1 << 20;
+
+/// The text of [`AgentPolicy::built_in_default`].
+pub const BUILT_IN_DEFAULT: &str = include_str!("policy/built_in_default.rego");
+/// The text of [`AgentPolicy::strict_default`].
+pub const STRICT_DEFAULT: &str = include_str!("policy/strict_default.rego");
 
 /// A policy with what it remembers. Clones share both.
 #[derive(Clone)]
@@ -108,6 +118,13 @@ pub enum Denied {
     },
 }
 
+impl Denied {
+    /// Whether the policy has said no, or says nothing of such requests; otherwise it could not be asked, or what it says makes no sense.
+    pub(crate) fn is_clear(&self) -> bool {
+        matches!(self, Self::Refused { .. } | Self::Undefined { .. })
+    }
+}
+
 /// A policy could not take another's place.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum ReplaceError {
@@ -149,13 +166,13 @@ impl AgentPolicy {
 
     /// For a pod without initdata: everything is allowed. Fails only if the program was built with a broken policy.
     pub fn built_in_default() -> Result<Self, PolicyError> {
-        Self::parse(include_str!("policy/built_in_default.rego"))
+        Self::parse(BUILT_IN_DEFAULT)
     }
 
-    /// For a pod whose initdata has no policy: no execs, no standard input, no files but the kubelet's own, no other policy. Fails only
-    /// if the program was built with a broken policy.
+    /// For a pod whose initdata has no policy: no execs, no standard input, no forwarded ports, no files but the kubelet's own, no other
+    /// policy. Fails only if the program was built with a broken policy.
     pub fn strict_default() -> Result<Self, PolicyError> {
-        Self::parse(include_str!("policy/strict_default.rego"))
+        Self::parse(STRICT_DEFAULT)
     }
 
     /// Decides about a request, and remembers what the rule says. `request_name` is the name of its message, such as
@@ -164,18 +181,23 @@ impl AgentPolicy {
         self.with(request_name, |evaluator| evaluator.check(request_name, input))
     }
 
-    /// Decides about a message as it came, without holding up the caller's thread.
-    pub(crate) async fn permit(&self, request: &dyn MessageDyn) -> Result<(), Denied> {
-        let name = request.descriptor_dyn().name().to_owned();
-        let input = input::of(request).map_err(|source| Denied::Input { request: name.clone(), source })?;
-        let (policy, request) = (self.clone(), name.clone());
+    /// The same without holding up the caller's thread, and within a limit of time.
+    pub async fn ask(&self, request_name: &str, input: Value) -> Result<(), Denied> {
+        let (policy, request) = (self.clone(), request_name.to_owned());
         let check = tokio::task::spawn_blocking(move || policy.check(&request, &input));
-        let failed = |reason: String| Denied::Evaluation { request: name, reason };
+        let failed = |reason: String| Denied::Evaluation { request: request_name.to_owned(), reason };
         match tokio::time::timeout(CHECK_LIMIT, check).await {
             Ok(Ok(decision)) => decision,
             Ok(Err(error)) => Err(failed(error.to_string())),
             Err(_) => Err(failed(format!("no decision within {} s", CHECK_LIMIT.as_secs()))),
         }
+    }
+
+    /// Decides about a message as it came.
+    pub(crate) async fn permit(&self, request: &dyn MessageDyn) -> Result<(), Denied> {
+        let name = request.descriptor_dyn().name().to_owned();
+        let input = input::of(request).map_err(|source| Denied::Input { request: name.clone(), source })?;
+        self.ask(&name, input).await
     }
 
     /// Puts another policy in place of this one and its clones, if this one allows that; it begins with nothing to remember.

@@ -1,6 +1,8 @@
 //! The two ttrpc services: from requests to the agent and back.
 //!
-//! Every request of the agent's service is put to the policy first, and one that it does not allow is answered PERMISSION_DENIED.
+//! Every request of the agent's service is put to the policy before anything is done, and one that it does not allow is answered
+//! PERMISSION_DENIED. Only whether an id is taken is found out earlier: a policy remembers what it allowed, and must not remember a
+//! sandbox, container or exec that was refused as the second of its name.
 //! A method that does nothing for a peer pod and answers OK says why. Everything that is not served answers UNIMPLEMENTED with
 //! its name.
 
@@ -36,6 +38,7 @@ use crate::agent::Agent;
 use crate::container::Container;
 use crate::failure::{Failure, chain};
 use crate::network;
+use crate::policy::Denied;
 use crate::process::{Process, Stream};
 use crate::translate;
 
@@ -72,17 +75,21 @@ impl Service {
 
     /// Whether the policy allows a request.
     async fn permit(&self, request: &dyn MessageDyn) -> Result<(), Failure> {
-        self.agent.config.policy.permit(request).await.map_err(|denied| {
-            let failure = Failure::from(denied);
-            tracing::info!(error = failure.message(), "request denied");
-            failure
-        })
+        Ok(self.decide(request).await?)
+    }
+
+    async fn decide(&self, request: &dyn MessageDyn) -> Result<(), Denied> {
+        self.agent.config.policy.permit(request).await.inspect_err(|denied| tracing::info!(error = chain(denied), "request denied"))
     }
 
     /// Output that the policy does not give away is taken all the same, so that the process need not wait for a reader, and its end is
-    /// told: a shim takes that for the process's own.
+    /// told: a shim takes that for the process's own. A policy that cannot be asked is an error: logs must not be empty for no reason.
     async fn read(&self, request: &ReadStreamRequest, stream: Stream) -> ttrpc::Result<ReadStreamResponse> {
-        let is_permitted = self.permit(request).await.is_ok();
+        let is_permitted = match self.decide(request).await {
+            Ok(()) => true,
+            Err(denied) if denied.is_clear() => false,
+            Err(denied) => return Err(Failure::from(denied).into()),
+        };
         let (container, process) = self.process(&request.container_id, &request.exec_id)?;
         let limit = if request.len == 0 { DEFAULT_READ_BYTES } else { request.len };
         let data = loop {
@@ -95,9 +102,7 @@ impl Service {
         if data.is_empty() {
             container.forget_finished(&request.exec_id).await;
         }
-        let mut response = ReadStreamResponse::new();
-        response.data = data;
-        Ok(response)
+        Ok(ReadStreamResponse { data, ..Default::default() })
     }
 }
 
@@ -157,6 +162,7 @@ impl health_ttrpc::Health for Service {
 #[async_trait]
 impl agent_ttrpc::AgentService for Service {
     async fn create_sandbox(&self, _: &TtrpcContext, request: CreateSandboxRequest) -> ttrpc::Result<Empty> {
+        answer("CreateSandbox", &request.sandbox_id, self.agent.check_no_sandbox())?;
         self.permit(&request).await?;
         answer("CreateSandbox", &request.sandbox_id, self.agent.create_sandbox(&request)).map(done)
     }
@@ -192,9 +198,10 @@ impl agent_ttrpc::AgentService for Service {
     }
 
     async fn create_container(&self, _: &TtrpcContext, request: CreateContainerRequest) -> ttrpc::Result<Empty> {
-        self.permit(&request).await?;
         let id = request.container_id.clone();
-        answer("CreateContainer", &id, self.agent.create_container(request).await).map(done)
+        let reserved = answer("CreateContainer", &id, self.agent.reserve(&id))?;
+        self.permit(&request).await?;
+        answer("CreateContainer", &id, self.agent.create_container(request, reserved).await).map(done)
     }
 
     async fn start_container(&self, _: &TtrpcContext, request: StartContainerRequest) -> ttrpc::Result<Empty> {
@@ -209,10 +216,14 @@ impl agent_ttrpc::AgentService for Service {
     }
 
     async fn exec_process(&self, _: &TtrpcContext, request: ExecProcessRequest) -> ttrpc::Result<Empty> {
+        // Of a container that is not there nothing can be taken, and the policy is asked all the same.
+        let container = self.agent.container(&request.container_id);
+        let reserved = container.map(|container| container.reserve(&request.exec_id)).transpose();
+        let reserved = answer("ExecProcess", &request.container_id, reserved)?;
         self.permit(&request).await?;
-        let container = self.container(&request.container_id)?;
+        let reserved = reserved.ok_or_else(Failure::no_container)?;
         let process = request.process.as_ref().ok_or_else(|| Failure::invalid("the request has no process"))?;
-        let result = container.exec(&request.exec_id, process, &self.agent.grants, &self.agent.config.runner).await;
+        let result = reserved.exec(process, &self.agent.grants, &self.agent.config.runner).await;
         answer("ExecProcess", &request.container_id, result).map(done)
     }
 
@@ -319,9 +330,8 @@ impl agent_ttrpc::AgentService for Service {
             return Err(Failure::invalid(format!("there is no diagnostic data of type {:?}", request.log_type)).into());
         }
         let message = self.container(&request.container_id)?.termination_message();
-        let mut response = GetDiagnosticDataResponse::new();
-        response.data = message.map_err(|error| Failure::because("reading the termination log", &error))?;
-        Ok(response)
+        let data = message.map_err(|error| Failure::because("reading the termination log", &error))?;
+        Ok(GetDiagnosticDataResponse { data, ..Default::default() })
     }
 
     /// Nothing to bring online: a pod VM has its size from the start.

@@ -1,7 +1,8 @@
 //! The file in which a container leaves a message for the kubelet.
 //!
 //! The kubelet makes it on the node and has it mounted into the container; the shim copies it here before the container is created and
-//! asks for what became of it. The container may have put anything there: only its end is read, of a plain file, through no link.
+//! asks for what became of it. The container may have put anything there: only its end is read, of a plain file, through no link. The
+//! request says which file it is, so only the container's own copy counts: other files of the pod are not the node's to read.
 
 use std::fs::File;
 use std::io::{self, Read as _, Seek as _, SeekFrom};
@@ -9,6 +10,8 @@ use std::path::{Path, PathBuf};
 
 use oci_spec::runtime::Spec;
 use rustix::fs::{FileType, Mode, OFlags, ResolveFlags};
+
+use crate::copy_file;
 
 /// Where the container sees it.
 const PATH_ANNOTATION: &str = "io.kubernetes.container.terminationMessagePath";
@@ -23,12 +26,16 @@ pub(crate) fn find(spec: &Spec) -> Option<PathBuf> {
     mounts.find(|mount| mount.destination() == Path::new(path))?.source().clone()
 }
 
-/// The last bytes of a file below `base`.
-pub(crate) fn read(base: &Path, file: &Path) -> io::Result<Vec<u8>> {
-    let relative = file.strip_prefix(base).map_err(|_| io::Error::from(io::ErrorKind::PermissionDenied))?;
+/// The last bytes of a file that was copied for the container; copies are right below `base`.
+pub(crate) fn read(base: &Path, container_id: &str, file: &Path) -> io::Result<Vec<u8>> {
+    let name = file.strip_prefix(base).ok().and_then(Path::to_str).filter(|name| !name.contains('/'));
+    let name = name.filter(|name| copy_file::is_copy(name, Some(container_id))).ok_or_else(|| {
+        let text = format!("{} is no file that was copied for this container: it is not read", file.display());
+        io::Error::new(io::ErrorKind::PermissionDenied, text)
+    })?;
     let base = rustix::fs::open(base, OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty())?;
     let resolve = ResolveFlags::BENEATH | ResolveFlags::NO_SYMLINKS | ResolveFlags::NO_MAGICLINKS;
-    let opened = rustix::fs::openat2(&base, relative, OFlags::RDONLY | OFlags::NONBLOCK | OFlags::CLOEXEC, Mode::empty(), resolve)?;
+    let opened = rustix::fs::openat2(&base, name, OFlags::RDONLY | OFlags::NONBLOCK | OFlags::CLOEXEC, Mode::empty(), resolve)?;
     let stat = rustix::fs::fstat(&opened)?;
     if FileType::from_raw_mode(stat.st_mode) != FileType::RegularFile {
         return Err(io::ErrorKind::InvalidInput.into());
@@ -49,17 +56,39 @@ mod tests {
     use super::*;
 
     #[test]
-    fn only_the_end_of_a_plain_file_is_read() {
+    fn only_the_end_of_the_containers_own_plain_file_is_read() {
         let base = tempfile::tempdir().unwrap();
-        let file = base.path().join("c1-log");
+        let file = base.path().join("c1-0123456789abcdef-log");
         std::fs::write(&file, [vec![b'a'; 100], vec![b'b'; 4096]].concat()).unwrap();
-        assert_eq!(read(base.path(), &file).unwrap(), vec![b'b'; 4096]);
+        assert_eq!(read(base.path(), "c1", &file).unwrap(), vec![b'b'; 4096]);
         std::fs::write(&file, "short").unwrap();
-        assert_eq!(read(base.path(), &file).unwrap(), b"short");
-        std::os::unix::fs::symlink("/etc/hostname", base.path().join("link")).unwrap();
-        assert!(read(base.path(), &base.path().join("link")).is_err());
-        assert!(read(base.path(), base.path()).is_err());
-        assert!(read(base.path(), Path::new("/etc/hostname")).is_err());
+        assert_eq!(read(base.path(), "c1", &file).unwrap(), b"short");
+        let link = base.path().join("c1-0123456789abcdef-link");
+        std::os::unix::fs::symlink("/etc/hostname", &link).unwrap();
+        let folder = base.path().join("c1-0123456789abcdef-folder");
+        std::fs::create_dir(&folder).unwrap();
+        for path in [&link, &folder, base.path(), Path::new("/etc/hostname")] {
+            assert!(read(base.path(), "c1", path).is_err(), "{}", path.display());
+        }
+    }
+
+    #[test]
+    fn files_of_volumes_and_of_other_containers_are_not_read() {
+        let base = tempfile::tempdir().unwrap();
+        std::fs::create_dir_all(base.path().join("passthrough/s/rootfs/local/cache")).unwrap();
+        std::fs::create_dir(base.path().join("c1-0123456789abcdef-secret")).unwrap();
+        for name in [
+            "passthrough/s/rootfs/local/cache/key",
+            "c1-0123456789abcdef-secret/key",
+            "c2-0123456789abcdef-log",
+            "c1-x-0123456789abcdef-log",
+            "c1-log",
+        ] {
+            let path = base.path().join(name);
+            std::fs::write(&path, "not the node's").unwrap();
+            let error = read(base.path(), "c1", &path).unwrap_err();
+            assert_eq!(error.kind(), io::ErrorKind::PermissionDenied, "{name}");
+        }
     }
 
     #[test]

@@ -14,6 +14,16 @@ pub(crate) enum TranslateError {
     /// A required part is missing.
     #[error("the OCI specification has no {0}")]
     Missing(&'static str),
+    /// A mount says that it is one thing and would be another.
+    #[error("the mount at {destination} is of type {kind:?} with the option {option:?}: a bind mount must have the type bind")]
+    MountType {
+        /// Where.
+        destination: String,
+        /// The type that a policy sees.
+        kind: String,
+        /// What would make it another.
+        option: String,
+    },
     /// The guest does not support that.
     #[error("the OCI specification asks for {0}, which this agent does not support")]
     Unsupported(&'static str),
@@ -38,7 +48,7 @@ pub(crate) fn spec(from: &oci::Spec) -> Result<Spec, TranslateError> {
         "ociVersion": VERSION,
         "process": process_value(process)?,
         "root": { "path": root.Path, "readonly": root.Readonly },
-        "mounts": from.Mounts.iter().map(mount_value).collect::<Vec<_>>(),
+        "mounts": from.Mounts.iter().map(mount_value).collect::<Result<Vec<_>, _>>()?,
         "annotations": from.Annotations,
         "linux": linux_value(linux),
     });
@@ -120,15 +130,23 @@ fn capabilities_value(from: &oci::LinuxCapabilities) -> Value {
     })
 }
 
-/// Kata names bind mounts of its own volumes after their driver.
-fn mount_value(from: &oci::Mount) -> Value {
-    let is_volume = from.type_ == "local" || from.type_ == "ephemeral" || from.options.iter().any(|o| o == "bind" || o == "rbind");
-    object([
+/// Types that may come with the option of a bind mount: its own, none, and Kata's names for mounts of its own volumes.
+const BIND_TYPES: [&str; 5] = ["bind", "", "none", "local", "ephemeral"];
+
+/// A bind mount is one by its type, which policies compare, never by an option alone: the kernel would go by the option.
+fn mount_value(from: &oci::Mount) -> Result<Value, TranslateError> {
+    let option = from.options.iter().find(|option| matches!(option.as_str(), "bind" | "rbind"));
+    if let Some(option) = option.filter(|_| !BIND_TYPES.contains(&from.type_.as_str())) {
+        let (destination, kind) = (from.destination.clone(), from.type_.clone());
+        return Err(TranslateError::MountType { destination, kind, option: option.clone() });
+    }
+    let is_bind = option.is_some() || from.type_ == "local" || from.type_ == "ephemeral";
+    Ok(object([
         ("destination", Some(from.destination.clone().into())),
         ("source", text(&from.source)),
-        ("type", if is_volume { Some("bind".into()) } else { text(&from.type_) }),
+        ("type", if is_bind { Some("bind".into()) } else { text(&from.type_) }),
         ("options", list(&from.options, |option| option.clone().into())),
-    ])
+    ]))
 }
 
 fn linux_value(from: &oci::Linux) -> Value {
@@ -260,6 +278,31 @@ mod tests {
         from.Mounts = vec![mount];
         let spec = spec(&from).unwrap();
         assert_eq!(spec.mounts().as_ref().unwrap()[0].typ().as_deref(), Some("bind"));
+    }
+
+    #[test]
+    fn bind_mount_of_another_type_is_refused() {
+        let mount = |kind: &str, option: &str| {
+            let mut mount = oci::Mount::new();
+            (mount.type_, mount.destination, mount.source) = (kind.to_owned(), "/x".to_owned(), "/proc".to_owned());
+            mount.options = vec!["ro".to_owned(), option.to_owned()];
+            let mut from = minimal();
+            from.Mounts = vec![mount];
+            spec(&from).map(|spec| spec.mounts().as_ref().unwrap()[0].typ().clone().unwrap_or_default())
+        };
+        for kind in ["tmpfs", "proc", "sysfs", "cgroup", "overlay", "Bind"] {
+            for option in ["bind", "rbind"] {
+                let error = mount(kind, option).unwrap_err().to_string();
+                assert_eq!(
+                    error,
+                    format!("the mount at /x is of type {kind:?} with the option {option:?}: a bind mount must have the type bind")
+                );
+            }
+            assert_eq!(mount(kind, "nosuid").unwrap(), kind);
+        }
+        for kind in BIND_TYPES {
+            assert_eq!(mount(kind, "rbind").unwrap(), "bind", "{kind}");
+        }
     }
 
     #[test]

@@ -6,9 +6,9 @@
 //!
 //! | kind | evidence from | initdata register |
 //! |---|---|---|
-//! | `snp` | configfs-tsm | HOSTDATA, which is set at launch: nothing to extend, so the VM refuses to be bound |
+//! | `snp` | configfs-tsm, or [`SevGuest`] | HOSTDATA, which is set at launch: nothing to extend, so the VM refuses to be bound |
 //! | `tdx` | configfs-tsm, CCEL | RTMR 3 |
-//! | `snp-tpm` | configfs-tsm, TPM | PCR 8 |
+//! | `snp-tpm` | as `snp`, and the TPM | PCR 8 |
 //! | `az-snp-vtpm`, `az-tdx-vtpm` | vTPM, its HCL report, the metadata service | PCR 8 |
 //! | `tpm` | TPM | PCR 8 |
 //! | `sample` | nothing | this process |
@@ -17,6 +17,7 @@
 
 mod azure;
 mod sample;
+mod sev_guest;
 mod tdx;
 pub mod tpm;
 mod tsm;
@@ -28,22 +29,34 @@ use peerpods_evidence::{azure as azure_format, register, sample as sample_format
 
 use azure::AzureVtpm;
 use sample::Sample;
+use sev_guest::SnpReports;
 use tdx::TrustDomain;
 use tpm::{Activation, CharacterDevice, Tpm, TpmAttester, TpmError};
 use tsm::{Report, Tsm, TsmError};
 
+pub use sev_guest::{OpenSevGuest, SevGuest, SevGuestAnswer};
+
 /// Makes evidence of one kind.
 pub struct Attester {
     kind: Kind,
-    /// What the register was extended with; the hardware would take any number of digests.
-    initdata: Option<Vec<u8>>,
+    register: InitdataRegister,
+}
+
+/// What became of the register; the hardware would take any number of digests.
+enum InitdataRegister {
+    /// As after boot.
+    Reset,
+    /// An extension began and nobody knows whether the hardware has taken it.
+    Unknown,
+    /// Extended with this digest.
+    Extended(Vec<u8>),
 }
 
 enum Kind {
     Sample(Sample),
     Tpm(TpmAttester<CharacterDevice>),
-    SnpTpm(Tsm, TpmAttester<CharacterDevice>),
-    Snp(Tsm),
+    SnpTpm(SnpReports, TpmAttester<CharacterDevice>),
+    Snp(SnpReports),
     Tdx(TrustDomain),
     Azure(AzureVtpm),
 }
@@ -92,6 +105,9 @@ pub enum AttesterError {
     /// The initdata register was extended before, with another digest.
     #[error("the initdata register was extended before, with another digest; a pod VM serves one pod")]
     AlreadyExtended,
+    /// An earlier extension failed, so what the register holds is not known.
+    #[error("an earlier extension of the initdata register failed; this pod VM is spent: delete it and start another one")]
+    Spent,
     /// Not the length of a digest.
     #[error("an initdata digest has 32 to 64 bytes, not {0}")]
     BadDigest(usize),
@@ -99,7 +115,10 @@ pub enum AttesterError {
     #[error(transparent)]
     DigestTooLong(#[from] register::DigestTooLong),
     /// The register is set by the host at launch, so no initdata can be bound later.
-    #[error("initdata of {0:?} machines is fixed at launch; use a class with root_of_trust = \"cloud-tpm\"")]
+    #[error(
+        "the initdata register of {0:?} machines is set at launch, before a pod is known; use a class with tee = \"snp-tpm\" and \
+         root_of_trust = \"cloud-tpm\", which has a TPM for it"
+    )]
     FixedAtLaunch(&'static str),
     /// Only a TPM can activate a credential.
     #[error("a {0:?} machine has no credential to activate")]
@@ -110,6 +129,9 @@ pub enum AttesterError {
     /// The kernel's interface to the TEE.
     #[error("the kernel's report interface")]
     Tsm(#[from] TsmError),
+    /// The kernel's older interface to SNP.
+    #[error("ask /dev/sev-guest for a report")]
+    SevGuest(#[source] std::io::Error),
     /// Something that the kernel shows as a file.
     #[error("{action} {path}")]
     File {
@@ -126,26 +148,27 @@ pub enum AttesterError {
 }
 
 impl Attester {
-    /// The attester for the kind that user data names, with the kernel's own paths.
+    /// The attester for the kind that user data names, with the kernel's own paths and no device for SNP beside configfs-tsm.
     pub fn for_tee(tee: &str) -> Result<Self, AttesterError> {
-        Self::with_paths(tee, &Paths::default())
+        Self::with_paths(tee, &Paths::default(), &|| Err(std::io::ErrorKind::Unsupported.into()))
     }
 
-    /// The same with other paths.
-    pub fn with_paths(tee: &str, paths: &Paths) -> Result<Self, AttesterError> {
+    /// The same with other paths, and `/dev/sev-guest`.
+    pub fn with_paths(tee: &str, paths: &Paths, sev_guest: OpenSevGuest<'_>) -> Result<Self, AttesterError> {
         let tpm = |tee| open_tpm(tee, paths);
         let tsm = |tee, provider| Tsm::open(&paths.tsm, provider).map_err(|error| missing(tee, &error));
+        let snp_reports = |tee| SnpReports::open(tee, paths, sev_guest);
         let kind = match tee {
             sample_format::TEE => Kind::Sample(Sample::default()),
             tpm_format::TEE => Kind::Tpm(tpm(tpm_format::TEE)?),
-            snp_tpm::TEE => Kind::SnpTpm(tsm(snp_tpm::TEE, "sev_guest")?, tpm(snp_tpm::TEE)?),
-            snp::TEE => Kind::Snp(tsm(snp::TEE, "sev_guest")?),
+            snp_tpm::TEE => Kind::SnpTpm(snp_reports(snp_tpm::TEE)?, tpm(snp_tpm::TEE)?),
+            snp::TEE => Kind::Snp(snp_reports(snp::TEE)?),
             tdx_format::TEE => Kind::Tdx(TrustDomain::new(tsm(tdx_format::TEE, "tdx_guest")?, paths)),
             azure_format::SNP_TEE => Kind::Azure(AzureVtpm::snp(open_device(azure_format::SNP_TEE, &paths.tpm)?)),
             azure_format::TDX_TEE => Kind::Azure(AzureVtpm::tdx(open_device(azure_format::TDX_TEE, &paths.tpm)?)),
             other => return Err(AttesterError::UnsupportedTee(other.to_owned())),
         };
-        Ok(Self { kind, initdata: None })
+        Ok(Self { kind, register: InitdataRegister::Reset })
     }
 
     /// The kind, as in the Evidence message and the key broker's protocol.
@@ -165,12 +188,15 @@ impl Attester {
         match &mut self.kind {
             Kind::Sample(sample) => Ok(sample.evidence(report_data)),
             Kind::Tpm(tpm) => Ok(tpm.evidence(report_data)?.encode()),
-            Kind::SnpTpm(tsm, tpm) => {
+            Kind::SnpTpm(reports, tpm) => {
                 let tpm = tpm.evidence(report_data)?;
-                let snp = snp_evidence(tsm.report(&snp_tpm::report_data(report_data, &tpm.ak_public))?);
+                let snp = snp_evidence(reports.report(&snp_tpm::report_data(report_data, &tpm.ak_public))?);
                 SnpTpmEvidence { snp, tpm }.encode().map_err(|error| AttesterError::Unusable(error.to_string()))
             }
-            Kind::Snp(tsm) => snp_evidence(tsm.report(report_data)?).encode().map_err(|error| AttesterError::Unusable(error.to_string())),
+            Kind::Snp(reports) => {
+                let evidence = snp_evidence(reports.report(report_data)?).encode();
+                evidence.map_err(|error| AttesterError::Unusable(error.to_string()))
+            }
             Kind::Tdx(domain) => Ok(domain.evidence(report_data)?.encode()),
             Kind::Azure(azure) => azure.evidence(report_data),
         }
@@ -190,14 +216,15 @@ impl Attester {
     }
 
     /// Extends the initdata register, once in the VM's life; the same digest again changes nothing.
-    /// After an error the caller must treat the VM as spent.
+    /// After an error the caller must treat the VM as spent: nothing is ever measured into it again.
     pub fn extend_initdata(&mut self, digest: &[u8]) -> Result<(), AttesterError> {
         self.check_initdata(digest)?;
-        match &self.initdata {
-            Some(before) if before == digest => return Ok(()),
-            Some(_) => return Err(AttesterError::AlreadyExtended),
-            // Before the register: after an error in between nothing else may be measured.
-            None => self.initdata = Some(digest.to_vec()),
+        match &self.register {
+            InitdataRegister::Extended(before) if before == digest => return Ok(()),
+            InitdataRegister::Extended(_) => return Err(AttesterError::AlreadyExtended),
+            InitdataRegister::Unknown => return Err(AttesterError::Spent),
+            // Written down before the hardware is asked: an error may come before or after the extension.
+            InitdataRegister::Reset => self.register = InitdataRegister::Unknown,
         }
         match &mut self.kind {
             Kind::Sample(sample) => sample.extend(digest),
@@ -206,6 +233,7 @@ impl Attester {
             Kind::Tdx(domain) => domain.extend_initdata(digest)?,
             Kind::Snp(_) => return Err(AttesterError::FixedAtLaunch(snp::TEE)),
         }
+        self.register = InitdataRegister::Extended(digest.to_vec());
         Ok(())
     }
 
@@ -234,13 +262,18 @@ fn open_tpm(tee: &'static str, paths: &Paths) -> Result<TpmAttester<CharacterDev
 }
 
 fn missing(tee: &'static str, error: &dyn std::error::Error) -> AttesterError {
+    AttesterError::NotThisTee { tee, detail: chain(error) }
+}
+
+/// An error with its causes.
+fn chain(error: &dyn std::error::Error) -> String {
     let mut detail = error.to_string();
     let mut cause = error.source();
     while let Some(error) = cause {
         detail = format!("{detail}: {error}");
         cause = error.source();
     }
-    AttesterError::NotThisTee { tee, detail }
+    detail
 }
 
 /// Reads what the kernel shows as a file, up to a limit.
@@ -257,6 +290,10 @@ mod tests {
     use super::*;
     use peerpods_evidence::{Expected, InitdataState, ReferenceValues, RootOfTrust, Trust, initdata, verify};
     use std::time::SystemTime;
+
+    fn no_device() -> std::io::Result<Box<dyn SevGuest>> {
+        Err(std::io::ErrorKind::NotFound.into())
+    }
 
     #[test]
     fn evidence_shows_reset_until_extended_and_then_the_digest() {
@@ -289,12 +326,36 @@ mod tests {
     }
 
     #[test]
+    fn failed_extension_is_never_taken_for_one() {
+        let kernel = tempfile::tempdir().unwrap();
+        let path = |name: &str| kernel.path().join(name);
+        let paths = Paths { tsm: path("tsm"), tpm: path("tpm"), tpm_log: path("log"), ccel: path("ccel"), rtmr: path("rtmr") };
+        std::fs::create_dir_all(paths.tsm.join("peerpods")).unwrap();
+        std::fs::write(paths.tsm.join("peerpods/provider"), "tdx_guest").unwrap();
+        std::fs::create_dir(&paths.rtmr).unwrap();
+        let mut attester = Attester::with_paths("tdx", &paths, &no_device).unwrap();
+        assert!(matches!(attester.extend_initdata(&[1; 48]), Err(AttesterError::File { action: "extend", .. })));
+        // Even now that it would succeed, and with the same digest.
+        std::fs::remove_dir(&paths.rtmr).unwrap();
+        for digest in [[1; 48], [2; 48]] {
+            assert!(matches!(attester.extend_initdata(&digest), Err(AttesterError::Spent)));
+        }
+        assert!(!paths.rtmr.exists());
+    }
+
+    #[test]
+    fn machine_whose_register_is_set_at_launch_names_the_class_to_use() {
+        let error = AttesterError::FixedAtLaunch(snp::TEE).to_string();
+        assert!(error.contains("tee = \"snp-tpm\" and root_of_trust = \"cloud-tpm\""), "{error}");
+    }
+
+    #[test]
     fn machine_of_another_kind_is_refused_by_name_and_not_replaced() {
         let nowhere = tempfile::tempdir().unwrap();
         let path = |name: &str| nowhere.path().join(name);
         let paths = Paths { tsm: path("tsm"), tpm: path("tpm"), tpm_log: path("log"), ccel: path("ccel"), rtmr: path("rtmr") };
         for tee in ["snp", "snp-tpm", "tdx", "az-snp-vtpm", "az-tdx-vtpm", "tpm"] {
-            let error = Attester::with_paths(tee, &paths).map(drop).unwrap_err();
+            let error = Attester::with_paths(tee, &paths, &no_device).map(drop).unwrap_err();
             assert!(matches!(&error, AttesterError::NotThisTee { tee: named, .. } if *named == tee), "{error}");
         }
         assert!(matches!(Attester::for_tee("sgx").map(drop), Err(AttesterError::UnsupportedTee(named)) if named == "sgx"));

@@ -111,7 +111,7 @@ mod tests {
         assert_eq!(std::fs::read(rtmr).unwrap(), [7; 48]);
         let parsed = EventLog::parse(&domain.with_own_event(&log())).unwrap();
         assert_eq!(parsed.replay(Algorithm::Sha384).unwrap()[&RTMR_3], register::rtmr_after(&[7; 48]).unwrap());
-        assert_eq!(parsed.claims()[1]["details"]["string"], "peerpods initdata");
+        assert_eq!(parsed.claims(Algorithm::Sha384, |_| true)[1]["details"]["string"], "peerpods initdata");
         assert_eq!(parsed.events.len(), 2);
     }
 }

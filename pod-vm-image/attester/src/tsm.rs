@@ -9,6 +9,9 @@ use std::path::{Path, PathBuf};
 /// Longest blob that is read: a quote, or a table of certificates.
 const MAX_BLOB: u64 = 256 << 10;
 
+/// Longest certificate that is taken from the table; a VCEK's has some 1.5 KiB.
+const MAX_CERTIFICATE: usize = 8 << 10;
+
 /// The entry that is made in configfs.
 const ENTRY: &str = "peerpods";
 
@@ -100,22 +103,23 @@ impl Tsm {
 }
 
 /// The endorsement certificates in an SNP table: entries of GUID, offset, length, closed by zeros. A damaged table has none; the verifier
-/// then needs certificates of its own.
+/// then needs certificates of its own. The host has made the table, so what is taken is limited: one of each kind, no longer than any is.
 pub(crate) fn certificates(table: Option<&[u8]>) -> Vec<Vec<u8>> {
     let Some(table) = table else { return Vec::new() };
     let number = |at: &[u8]| at.try_into().map(u32::from_le_bytes).ok().and_then(|number| usize::try_from(number).ok());
-    let mut found = Vec::new();
+    let mut found = [const { None }; CERTIFICATES.len()];
     for entry in table.chunks_exact(24).take(64) {
         if entry[..16] == [0; 16] {
             break;
         }
         let (Some(offset), Some(length)) = (number(&entry[16..20]), number(&entry[20..24])) else { break };
         let certificate = offset.checked_add(length).and_then(|end| table.get(offset..end));
-        if let Some(certificate) = certificate.filter(|_| CERTIFICATES.iter().any(|guid| entry[..16] == *guid)) {
-            found.push(certificate.to_vec());
+        let certificate = certificate.filter(|_| (1..=MAX_CERTIFICATE).contains(&length));
+        if let (Some(certificate), Some(kind)) = (certificate, CERTIFICATES.iter().position(|guid| entry[..16] == *guid)) {
+            found[kind].get_or_insert_with(|| certificate.to_vec());
         }
     }
-    found
+    found.into_iter().flatten().collect()
 }
 
 #[cfg(test)]
@@ -133,6 +137,23 @@ mod tests {
         table.extend_from_slice(b"Xabc");
         assert_eq!(certificates(Some(&table)), [b"abc".to_vec()]);
         assert!(certificates(Some(&table[..30])).is_empty() && certificates(None).is_empty());
+    }
+
+    #[test]
+    fn what_a_table_can_name_is_limited() {
+        let table = |entries: &[([u8; 16], u32, u32)]| {
+            let mut table: Vec<u8> = entries
+                .iter()
+                .flat_map(|(guid, offset, length)| [&guid[..], &offset.to_le_bytes(), &length.to_le_bytes()].concat())
+                .collect();
+            table.resize(16 << 10, 0x30);
+            certificates(Some(&table))
+        };
+        let vcek = CERTIFICATES[0];
+        assert_eq!(table(&[(vcek, 4096, 1500); 60]).len(), 1, "one of each kind");
+        assert_eq!(table(&[(vcek, 4096, 1500), (CERTIFICATES[1], 4096, 10)]).len(), 2);
+        assert!(table(&[(vcek, 0, 8193), (vcek, 4096, 0), (vcek, u32::MAX, 1), (vcek, 1, u32::MAX)]).is_empty());
+        assert!(table(&[([0; 16], 0, 0), (vcek, 4096, 1500)]).is_empty(), "after the end");
     }
 
     #[test]

@@ -1,72 +1,14 @@
 //! The attester against a real software TPM: what it makes is verified, what it extends is predicted.
 
-use std::io::{self, Read as _, Write as _};
-use std::os::unix::net::UnixStream;
-use std::path::Path;
-use std::process::{Child, Command, Stdio};
-use std::time::Duration;
+mod software;
 
-use peerpods_attester::tpm::{Tpm, TpmAttester, Transport};
-use peerpods_evidence::tpm::credential::challenge;
-use peerpods_evidence::{InitdataState, RootOfTrust, Trust, VerifyError, appraise};
-
-/// A TPM in a process of its own, which ends with it.
-struct Swtpm {
-    process: Child,
-    socket: UnixStream,
-    _folder: tempfile::TempDir,
-}
-
-impl Swtpm {
-    fn start() -> Self {
-        let folder = tempfile::tempdir().expect("folder");
-        let path = folder.path().join("s");
-        let process = Command::new("swtpm")
-            .args(["socket", "--tpm2", "--flags", "startup-clear,not-need-init", "--server"])
-            .arg(format!("type=unixio,path={}", path.display()))
-            .arg("--tpmstate")
-            .arg(format!("dir={}", folder.path().display()))
-            .stdin(Stdio::null())
-            .spawn()
-            .expect("swtpm: install Debian's package swtpm");
-        Self { process, socket: connect(&path), _folder: folder }
-    }
-}
-
-/// Waits until the socket is there.
-fn connect(path: &Path) -> UnixStream {
-    let mut last = None;
-    for _ in 0..1000 {
-        match UnixStream::connect(path) {
-            Ok(socket) => {
-                socket.set_read_timeout(Some(Duration::from_secs(60))).expect("a socket");
-                return socket;
-            }
-            Err(error) => last = Some(error),
-        }
-        std::thread::park_timeout(Duration::from_millis(10));
-    }
-    panic!("swtpm does not listen: {last:?}");
-}
-
-impl Transport for Swtpm {
-    fn transmit(&mut self, command: &[u8]) -> io::Result<Vec<u8>> {
-        self.socket.write_all(command)?;
-        let mut answer = vec![0; 10];
-        self.socket.read_exact(&mut answer)?;
-        let length = u32::from_be_bytes([answer[2], answer[3], answer[4], answer[5]]);
-        answer.resize(usize::try_from(length).unwrap_or(usize::MAX).min(4096), 0);
-        self.socket.read_exact(&mut answer[10..])?;
-        Ok(answer)
-    }
-}
-
-impl Drop for Swtpm {
-    fn drop(&mut self) {
-        let _ = self.process.kill();
-        let _ = self.process.wait();
-    }
-}
+use peerpods_attester::tpm::{Tpm, TpmAttester};
+use peerpods_evidence::snp::SnpEvidence;
+use peerpods_evidence::snp_tpm::SnpTpmEvidence;
+use peerpods_evidence::tpm::credential::{Challenge, challenge};
+use peerpods_evidence::tpm::rsa_of;
+use peerpods_evidence::{Endorsement, InitdataState, RootOfTrust, Trust, VerifyError, appraise};
+use software::Swtpm;
 
 #[test]
 fn evidence_of_a_tpm_is_verified_and_bound_to_its_request() {
@@ -94,6 +36,31 @@ fn credential_opens_in_the_tpm_of_its_endorsement_key_and_in_no_other() {
     let (relayed, _) = challenge(&ek, &foreign_ak).expect("a challenge");
     assert!(one.activate(&relayed).is_err(), "it opens for another attestation key");
     assert_eq!(one.activate(&good).expect("sessions were given back"), secret);
+}
+
+/// The SNP part is none: who vouches for the TPM does not depend on it.
+#[test]
+fn attestation_key_is_trusted_once_the_tpm_of_a_trusted_endorsement_key_has_answered() {
+    let mut attester = TpmAttester::new(Tpm::new(Swtpm::start()), None).expect("keys");
+    let tpm = attester.evidence(&[5; 48]).expect("a quote");
+    let spki = |public: &Option<Vec<u8>>| rsa_of(public.as_ref().expect("a key")).expect("RSA").to_spki();
+    let (ek, ak) = (spki(&tpm.ek), tpm.ak_public.clone());
+    let snp = SnpEvidence { report: software::unsigned_report(), certificates: Vec::new() };
+    let evidence = SnpTpmEvidence { snp, tpm }.encode().expect("encodes");
+    let trusting = |keys: &[&Vec<u8>]| Trust { tpm_keys: keys.iter().map(|key| (*key).clone()).collect(), ..Trust::default() };
+    let of = |trust: &Trust| Endorsement::of("snp-tpm", &evidence, trust).expect("RSA keys");
+
+    let trust = trusting(&[&ek]);
+    let asked = of(&trust).expect("a challenge");
+    let answer = attester.activate(&Challenge::decode(&asked.challenge()).expect("decodes")).expect("opens");
+    assert_eq!(asked.trust(&answer, &trust).expect("right").tpm_keys, [ek.clone(), ak.clone()]);
+    assert!(of(&trust).expect("another challenge").trust(&answer, &trust).is_err(), "an old answer");
+    assert!(of(&trust).expect("another challenge").trust(&[], &trust).is_err());
+    for trust in [trusting(&[]), trusting(&[&ak]), trusting(&[&ak, &ek]), trusting(&[&vec![1]])] {
+        assert!(of(&trust).is_none(), "nothing to ask");
+    }
+    assert!(Endorsement::of("tpm", &evidence, &trust).expect("nothing").is_none());
+    assert!(Endorsement::of("snp-tpm", b"{", &trust).expect("nothing").is_none());
 }
 
 /// The registers after the guest's own extension are what the verifier predicts, for any digest.

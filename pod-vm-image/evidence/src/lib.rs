@@ -16,6 +16,7 @@
 pub mod azure;
 mod bytes;
 mod der;
+mod endorsement;
 pub mod eventlog;
 pub mod initdata;
 pub mod register;
@@ -28,6 +29,7 @@ mod verify;
 mod x509;
 
 pub use bytes::Malformed;
+pub use endorsement::Endorsement;
 pub use initdata::{Algorithm, Initdata, InitdataError};
 pub use register::{InitdataState, Register, WrongRegister};
 pub use verify::{Appraisal, Expected, MAX_EVIDENCE_BYTES, ReferenceValues, RootOfTrust, TEES, Trust, VerifyError, appraise, verify};

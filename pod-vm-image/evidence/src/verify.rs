@@ -44,7 +44,7 @@ pub enum RootOfTrust {
     /// The processor.
     #[default]
     Hardware,
-    /// The cloud, by its TPM; the processor vouches for the VM's encryption only.
+    /// The cloud, by a TPM whose key the verifier knows; the processor vouches for the VM's encryption only.
     CloudTpm,
     /// Nobody who is not the host as well.
     Insecure,
@@ -67,6 +67,9 @@ pub struct Trust {
     pub snp_certificates: Vec<Vec<u8>>,
     /// Intel's files.
     pub tdx_collateral: Option<Collateral>,
+    /// Attestation keys (DER SubjectPublicKeyInfo) of TPMs that their cloud vouches for: any program can quote with a key of its own.
+    /// Endorsement keys count only for a verifier that asks the machine back ([`crate::Endorsement`]).
+    pub tpm_keys: Vec<Vec<u8>>,
 }
 
 /// Evidence that is genuine and of this request.
@@ -127,12 +130,15 @@ pub enum VerifyError {
         /// What must.
         expected: RootOfTrust,
     },
+    /// What measures the image is not pinned.
+    #[error("the reference values lack {0}: whoever starts the VM could start firmware that lies about the rest; next: add it to them")]
+    FirmwareNotPinned(&'static str),
     /// Another image or platform.
     #[error("claim {claim} is {found}, which is none of the {accepted} reference value(s)")]
     ReferenceValue {
         /// The path.
         claim: String,
-        /// What the evidence says, or "absent".
+        /// What the evidence says, or that it says nothing.
         found: String,
         /// How many values would be accepted.
         accepted: usize,
@@ -177,7 +183,9 @@ pub fn appraise(tee: &str, evidence: &[u8], report_data: &[u8; 48], trust: &Trus
         }
         snp_tpm::TEE => {
             let verified = SnpTpmEvidence::decode(evidence)?.verify(report_data, &certificates, &trust.snp, now)?;
-            (verified.tpm.report_data.clone(), RootOfTrust::CloudTpm, verified.claims(), verified.tpm.register())
+            let is_clouds = trust.tpm_keys.contains(&verified.tpm.ak_public);
+            let root_of_trust = if is_clouds { RootOfTrust::CloudTpm } else { RootOfTrust::Insecure };
+            (verified.tpm.report_data.clone(), root_of_trust, verified.claims(), verified.tpm.register())
         }
         tpm::TEE => {
             let verified = TpmEvidence::decode(evidence)?.verify()?;
@@ -203,11 +211,22 @@ pub fn verify(tee: &str, evidence: &[u8], expected: &Expected, trust: &Trust, no
         return Err(VerifyError::RootOfTrust { tee: appraisal.tee, found, expected });
     }
     appraisal.register.check(&expected.initdata)?;
+    expected.reference_values.check_firmware(appraisal.tee)?;
     expected.reference_values.check(&appraisal.claims)?;
     Ok(appraisal)
 }
 
 impl ReferenceValues {
+    /// Whether they pin the firmware, where firmware that the host chooses makes the other measurements.
+    pub fn check_firmware(&self, tee: &str) -> Result<(), VerifyError> {
+        let claim = match tee {
+            azure::SNP_TEE => "measurement",
+            azure::TDX_TEE | tdx::TEE => "quote.body.mr_td",
+            _ => return Ok(()),
+        };
+        if self.0.is_empty() || self.0.contains_key(claim) { Ok(()) } else { Err(VerifyError::FirmwareNotPinned(claim)) }
+    }
+
     /// Compares claims with the values.
     pub fn check(&self, claims: &Value) -> Result<(), VerifyError> {
         for (claim, accepted) in &self.0 {
@@ -215,7 +234,7 @@ impl ReferenceValues {
             let found = match found {
                 Some(Value::String(text)) => text.clone(),
                 Some(other) => other.to_string(),
-                None => "absent".to_owned(),
+                None => format!("absent, beside {}", names(claims)),
             };
             if !accepted.contains(&found) {
                 return Err(VerifyError::ReferenceValue { claim: claim.clone(), found, accepted: accepted.len() });
@@ -226,10 +245,14 @@ impl ReferenceValues {
 }
 
 impl Appraisal {
-    /// The claims under the format's name, spelled as Trustee does: `{"azsnpvtpm": {...}}`.
+    /// The claims under the format's name, as Trustee has them: `{"az-snp-vtpm": {...}}`.
     pub fn named_claims(&self) -> Value {
-        json!({ self.tee.replace('-', ""): self.claims })
+        json!({ self.tee: self.claims })
     }
+}
+
+fn names(claims: &Value) -> String {
+    claims.as_object().map_or_else(String::new, |claims| claims.keys().cloned().collect::<Vec<_>>().join(", "))
 }
 
 impl fmt::Display for RootOfTrust {
@@ -320,6 +343,22 @@ mod tests {
         ] {
             let expected = Expected { reference_values, ..expected() };
             assert_eq!(verify_now("sample", &evidence([7; 48], None), &expected).is_ok(), is_accepted, "{expected:?}");
+        }
+    }
+
+    #[test]
+    fn measurements_of_firmware_that_nobody_pinned_are_worth_nothing() {
+        let of = |claims: &[&str]| ReferenceValues(claims.iter().map(|claim| ((*claim).to_owned(), vec!["aa".to_owned()])).collect());
+        for (tee, claims, is_pinned) in [
+            (azure::SNP_TEE, &["tpm.pcr11"][..], false),
+            (azure::SNP_TEE, &["tpm.pcr11", "measurement"], true),
+            (azure::TDX_TEE, &["tpm.pcr11"], false),
+            (tdx::TEE, &["quote.body.rtmr_1"], false),
+            (tdx::TEE, &["quote.body.rtmr_1", "quote.body.mr_td"], true),
+            (tdx::TEE, &[], true),
+            (tpm::TEE, &["pcr11"], true),
+        ] {
+            assert_eq!(of(claims).check_firmware(tee).is_ok(), is_pinned, "{tee} {claims:?}");
         }
     }
 

@@ -24,6 +24,8 @@ mod console;
 mod init;
 mod scratch;
 mod seccomp;
+mod sev_guest;
+mod upstream;
 
 use std::process::ExitCode;
 

@@ -3,7 +3,7 @@
 use std::io;
 use std::path::PathBuf;
 
-use crate::{DecryptError, Digest, DigestError, SignatureError};
+use crate::{DecryptError, Digest, DigestError, LayerName, SignatureError};
 
 /// A source error of another library.
 pub(crate) type BoxError = Box<dyn std::error::Error + Send + Sync>;
@@ -328,7 +328,7 @@ pub enum OpenError {
         path: PathBuf,
     },
     /// Written by another version.
-    #[error("image store {path} has format {found:?}, this version reads \"1\": remove the folder, images are pulled again")]
+    #[error("image store {path} has format {found:?}, this version reads \"2\": remove the folder, images are pulled again")]
     Version {
         /// The store.
         path: PathBuf,
@@ -356,8 +356,8 @@ pub enum MountError {
     MissingLayer {
         /// The image.
         reference: String,
-        /// The layer's chain id.
-        layer: Digest,
+        /// The layer's name in the store.
+        layer: LayerName,
     },
     /// Something is mounted there by this store already.
     #[error("{target} already holds an image")]

@@ -9,6 +9,7 @@
 //!   blocking thread that inflates, hashes and writes; no buffer grows with the image.
 //! * The image policy ([`ImagePolicy`]) is applied to every pull as soon as the manifest is known, whatever the store holds.
 //! * Encrypted layers are spooled as ciphertext, and decrypted only when all of it is there and authentic; [`encrypt`] makes such layers.
+//!   In the store they are found again only by who has their key ([`LayerName`]).
 //! * [`Store::mount`]: an overlay of an image's layers with an upper folder on the scratch disk.
 //!
 //! Concurrent pulls that need the same layer wait for one download. Dropping a pull's future stops its download, and the
@@ -24,6 +25,7 @@ mod digest;
 mod download;
 pub mod encrypt;
 mod error;
+mod layer_name;
 mod limits;
 mod manifest;
 mod mount;
@@ -42,6 +44,7 @@ mod unpack;
 pub use auth::{AuthError, RegistryAuths};
 pub use digest::{Digest, DigestError};
 pub use error::{LayerError, MountError, OpenError, PullError};
+pub use layer_name::LayerName;
 pub use limits::Limits;
 pub use ocicrypt::DecryptError;
 pub use policy::{PolicyError, PullPolicy};
@@ -49,5 +52,5 @@ pub use proxies::{Proxies, ProxyError};
 pub use pull::{LayerProgress, Progress, PulledImage};
 pub use registries::{Registries, RegistriesError};
 pub use resource::{ResourceError, ResourceSource, Resources};
-pub use signature::{ImagePolicy, ImagePolicyError, Lookaside, LookasideError, SignatureError};
+pub use signature::{GpgKeys, ImagePolicy, ImagePolicyError, Lookaside, LookasideError, SignatureError};
 pub use store::{Store, StoreConfig};

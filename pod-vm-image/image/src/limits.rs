@@ -11,6 +11,8 @@ pub struct Limits {
     pub config_bytes: u64,
     /// Layers of one image. Overlayfs stacks at most 500.
     pub layers: usize,
+    /// Different keys that the key broker is asked for: some tools take a new one for each layer.
+    pub keys: usize,
     /// Bytes of one layer after decompression.
     pub layer_bytes: u64,
     /// Entries of one layer.
@@ -48,6 +50,7 @@ impl Default for Limits {
             manifest_bytes: 4 << 20,
             config_bytes: 4 << 20,
             layers: 128,
+            keys: 128,
             layer_bytes: 64 << 30,
             layer_entries: 1_000_000,
             header_bytes: 1 << 20,

@@ -1,12 +1,10 @@
 //! What a manifest, an index and a configuration say. Pure: bytes in, decisions out.
 
-use std::collections::BTreeMap;
-
 use oci_spec::image::{Arch, ImageConfiguration, Os};
 use serde::Deserialize;
 
 use crate::Digest;
-use crate::ocicrypt::{ENCRYPTED, Encryption};
+use crate::ocicrypt::{Annotations, ENCRYPTED, Encryption};
 
 /// A document of a registry.
 #[derive(Debug)]
@@ -82,7 +80,7 @@ struct RawDescriptor {
     size: u64,
     platform: Option<RawPlatform>,
     #[serde(default)]
-    annotations: Option<BTreeMap<String, String>>,
+    annotations: Option<Annotations>,
 }
 
 #[derive(Deserialize)]
@@ -191,18 +189,6 @@ impl Config {
     }
 }
 
-/// The names of layers together with all below them, as the OCI image format defines them: bottom first.
-pub(crate) fn chain_ids(diff_ids: &[Digest]) -> Vec<Digest> {
-    let mut chain: Vec<Digest> = Vec::with_capacity(diff_ids.len());
-    for diff_id in diff_ids {
-        chain.push(match chain.last() {
-            None => diff_id.clone(),
-            Some(below) => Digest::of(format!("{below} {diff_id}").as_bytes()),
-        });
-    }
-    chain
-}
-
 #[cfg(test)]
 mod tests {
     use serde_json::json;
@@ -300,13 +286,5 @@ mod tests {
         assert_eq!(parse(config("arm64", &[digest('a')])).unwrap_err(), Unfit::NoPlatform);
         assert!(matches!(parse(config("amd64", &[])), Err(Unfit::Unusable(_))));
         assert!(matches!(parse(config("amd64", &["sha256:x".to_owned()])), Err(Unfit::Unusable(_))));
-    }
-
-    #[test]
-    fn chain_ids_follow_the_specification() {
-        let ids: Vec<Digest> = ['a', 'b'].iter().map(|byte| digest(*byte).parse().unwrap()).collect();
-        let chain = chain_ids(&ids);
-        assert_eq!(chain[0], ids[0]);
-        assert_eq!(chain[1], Digest::of(format!("{} {}", digest('a'), digest('b')).as_bytes()));
     }
 }

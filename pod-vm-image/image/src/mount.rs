@@ -12,7 +12,7 @@ use rustix::mount::{MountFlags, UnmountFlags};
 
 use crate::store::Inner;
 use crate::unpack::{Attribution, own_path};
-use crate::{Digest, MountError, PulledImage, Store};
+use crate::{LayerName, MountError, PulledImage, Store};
 
 /// Redirects and metadata-only copies are neither made nor believed: images are not to steer the overlay.
 const OPTIONS: &str = "redirect_dir=nofollow,metacopy=off,index=off";
@@ -128,7 +128,7 @@ impl Inner {
         let mut used = HashSet::new();
         for own in std::fs::read_dir(self.mounts())? {
             match std::fs::read_to_string(own?.path().join("layers")) {
-                Ok(layers) => used.extend(layers.lines().filter_map(|line| line.parse::<Digest>().ok()).map(|layer| self.layer(&layer))),
+                Ok(layers) => used.extend(layers.lines().map(|line| self.layer(&LayerName::from_record(line)))),
                 Err(error) if error.kind() == io::ErrorKind::NotFound => {}
                 Err(error) => return Err(error),
             }

@@ -25,9 +25,11 @@ pub use options::PrivateOptions;
 pub(crate) use cipher::{Authenticator, LayerCipher};
 pub(crate) use key::Key256;
 pub(crate) use keyring::KeyRing;
-pub(crate) use options::{Encryption, NONCE_BYTES, encode_public};
+pub(crate) use options::{Annotations, Encryption, NONCE_BYTES, encode_public};
 pub(crate) use packet::seal;
-pub(crate) use spool::{Sealed, Spool, SpoolError};
+pub(crate) use spool::{Sealed, Spool, SpoolError, Unreadable};
+
+use std::sync::Arc;
 
 use crate::ResourceError;
 
@@ -54,7 +56,13 @@ pub enum DecryptError {
     },
     /// The key broker does not give the key.
     #[error("its key is not to be had")]
-    Key(#[source] ResourceError),
+    Key(#[source] Arc<ResourceError>),
+    /// More keys than a pull may ask for.
+    #[error("the image needs more than {limit} different keys")]
+    TooManyKeys {
+        /// The limit.
+        limit: usize,
+    },
     /// The resource is no key.
     #[error("resource {kid} is not a key of 32 bytes")]
     NotAKey {

@@ -8,14 +8,14 @@ use rustix::io::Errno;
 use tokio::sync::{oneshot, watch};
 
 use crate::download::{self, Source};
-use crate::manifest::{Blob, Compression, Config, Descriptor, Document, Manifest, Unfit, chain_ids};
+use crate::manifest::{Blob, Compression, Config, Descriptor, Document, Manifest, Unfit};
 use crate::ocicrypt::{DecryptError, KeyRing, Sealed};
 use crate::registries::Endpoint;
 use crate::signature::{Check, Name, Subject};
 use crate::store::{Inner, Temporary};
 use crate::transport::{Repository, Transport};
 use crate::unpack::{self, Failure, Job, Unpacked};
-use crate::{Digest, PullError, PullPolicy, Store};
+use crate::{Digest, LayerName, PullError, PullPolicy, Store};
 
 /// An image whose layers are all in the store.
 #[derive(Debug, Clone)]
@@ -30,8 +30,8 @@ pub struct PulledImage {
     pub config_digest: Digest,
     /// The configuration's content: command, environment, user.
     pub config: ImageConfiguration,
-    /// Chain ids of the layers, bottom first.
-    pub layers: Vec<Digest>,
+    /// The layers in the store, bottom first.
+    pub layers: Vec<LayerName>,
 }
 
 /// How far a pull is. Empty until the manifest is known.
@@ -67,9 +67,8 @@ struct Resolved {
 struct Layers<'a> {
     store: &'a Inner,
     repository: &'a Repository,
-    keys: KeyRing<'a>,
     diff_ids: &'a [Digest],
-    chain: &'a [Digest],
+    names: &'a [LayerName],
     progress: Option<&'a watch::Sender<Progress>>,
 }
 
@@ -93,6 +92,7 @@ impl Store {
         let transport = Transport::new(self.inner.limits(), &self.inner.config.root_certificates, policy)
             .map_err(|source| PullError::Client { source })?;
         let _layers_stay = self.inner.layers_in_use.read().await;
+        let mut keys = KeyRing::new(&policy.resources, self.inner.limits().keys);
         let mut failure = PullError::Unusable {
             reference: reference.to_owned(),
             what: "the registry configuration",
@@ -100,7 +100,7 @@ impl Store {
         };
         for place in places {
             let repository = repository(&transport, place, policy, reference);
-            match self.inner.pull_from(&repository, &parsed, policy, progress).await {
+            match self.inner.pull_from(&repository, &parsed, policy, &mut keys, progress).await {
                 Ok(image) => return Ok(image),
                 Err(error) if error.is_local() => return Err(error),
                 Err(error) => {
@@ -129,22 +129,26 @@ impl Inner {
         repository: &Repository,
         asked: &Reference,
         policy: &PullPolicy,
+        keys: &mut KeyRing<'_>,
         progress: Option<&watch::Sender<Progress>>,
     ) -> Result<PulledImage, PullError> {
         let Resolved { resolved, manifest_digest, config_digest, manifest, config } = self.resolve(repository, asked, policy).await?;
-        let chain = chain_ids(&config.diff_ids);
-        self.check_space(repository, &manifest.layers, &chain)?;
         if let Some(progress) = progress {
             let start = |blob: &Blob| LayerProgress { digest: blob.digest.clone(), size: blob.size, received: 0, done: false };
             progress.send_replace(Progress { layers: manifest.layers.iter().map(start).collect() });
         }
-        let keys = KeyRing::new(&policy.resources);
-        let layers = Layers { store: self, repository, keys, diff_ids: &config.diff_ids, chain: &chain, progress };
+        let mut sealed = Vec::with_capacity(manifest.layers.len());
+        for (blob, diff_id) in manifest.layers.iter().zip(&config.diff_ids) {
+            sealed.push(unseal(repository, keys, blob, diff_id).await?);
+        }
+        let names = LayerName::of_all(config.diff_ids.iter().zip(sealed.iter().map(Option::as_ref)));
+        self.check_space(repository, &manifest.layers, &names)?;
+        let layers = Layers { store: self, repository, diff_ids: &config.diff_ids, names: &names, progress };
         // Each layer's future is told when the one below it is in the store.
         let mut below = None;
-        let futures = manifest.layers.iter().enumerate().map(|(index, blob)| {
+        let futures = manifest.layers.iter().zip(sealed).enumerate().map(|(index, (blob, sealed))| {
             let (done, next) = oneshot::channel();
-            layers.ensure(index, blob, below.replace(next), done)
+            layers.ensure(index, blob, sealed, below.replace(next), done)
         });
         futures::future::try_join_all(futures.collect::<Vec<_>>()).await?;
         Ok(PulledImage {
@@ -153,7 +157,7 @@ impl Inner {
             manifest: manifest_digest,
             config_digest,
             config: config.config,
-            layers: chain,
+            layers: names,
         })
     }
 
@@ -215,8 +219,8 @@ impl Inner {
     }
 
     /// Compressed layers are a lower bound of what they need on disk. Beside an encrypted one lies its ciphertext, for a while.
-    fn check_space(&self, repository: &Repository, blobs: &[Blob], chain: &[Digest]) -> Result<(), PullError> {
-        let missing = blobs.iter().zip(chain).filter(|(_, chain_id)| !self.has_layer(chain_id));
+    fn check_space(&self, repository: &Repository, blobs: &[Blob], names: &[LayerName]) -> Result<(), PullError> {
+        let missing = blobs.iter().zip(names).filter(|(_, name)| !self.has_layer(name));
         let (needed, spool) = missing.fold((0_u64, 0), |(sum, spool), (blob, _)| {
             let of_this = if blob.encryption.is_some() { blob.size } else { 0 };
             (sum.saturating_add(blob.size), of_this.max(spool))
@@ -228,20 +232,19 @@ impl Inner {
 }
 
 impl Layers<'_> {
-    /// Returns when the layer is in the store, made by this pull or another. A layer that arrives encrypted has to prove that its key is
-    /// to be had also when it is there: who may not have the key must not find out by a store that is warm.
+    /// Returns when the layer is in the store, made by this pull or another.
     async fn ensure(
         &self,
         index: usize,
         blob: &Blob,
+        sealed: Option<Sealed>,
         below: Option<oneshot::Receiver<()>>,
         done: oneshot::Sender<()>,
     ) -> Result<(), PullError> {
-        let chain_id = &self.chain[index];
-        let sealed = self.unseal(index, blob).await?;
-        let flight = self.store.flight(chain_id);
+        let name = &self.names[index];
+        let flight = self.store.flight(name);
         let _only_maker = flight.lock().await;
-        if !self.store.has_layer(chain_id) {
+        if !self.store.has_layer(name) {
             let unpacked = {
                 let _turn = self.store.downloads.acquire().await.map_err(|_| self.interrupted())?;
                 self.fetch(index, blob, sealed).await?
@@ -256,23 +259,6 @@ impl Layers<'_> {
         // No layer above: nobody listens.
         let _ = done.send(());
         Ok(())
-    }
-
-    /// What opens the layer, if it is encrypted.
-    async fn unseal(&self, index: usize, blob: &Blob) -> Result<Option<Sealed>, PullError> {
-        let Some(encryption) = &blob.encryption else { return Ok(None) };
-        let options = self.keys.open(encryption).await.map_err(|error| self.undecryptable(blob, error))?;
-        let diff_id = &self.diff_ids[index];
-        // Both are digests of the archive; of a compressed layer this shows when it is decrypted.
-        if blob.compression == Compression::Plain && options.digest() != diff_id {
-            let error = DecryptError::Plaintext { expected: diff_id.clone(), actual: options.digest().clone() };
-            return Err(self.undecryptable(blob, error));
-        }
-        Ok(Some(Sealed { hmac: encryption.hmac.clone(), options }))
-    }
-
-    fn undecryptable(&self, blob: &Blob, source: DecryptError) -> PullError {
-        PullError::Decrypt { reference: self.repository.asked(), digest: blob.digest.clone(), source: Box::new(source) }
     }
 
     async fn fetch(&self, index: usize, blob: &Blob, sealed: Option<Sealed>) -> Result<(Temporary, Unpacked), PullError> {
@@ -307,7 +293,7 @@ impl Layers<'_> {
         match failure {
             Failure::Layer(error) if error.is_no_space() => no_space(reference),
             Failure::Layer(source) => PullError::Layer { reference, digest: blob.digest.clone(), source },
-            Failure::Decrypt(error) => self.undecryptable(blob, error),
+            Failure::Decrypt(error) => undecryptable(self.repository, blob, error),
             Failure::WrongDigest(actual) => self.repository.wrong_digest(what, &blob.digest, actual),
             Failure::GivenUp => PullError::Interrupted { reference },
             Failure::Store(_, source) if source.raw_os_error() == Some(Errno::NOSPC.raw_os_error()) => no_space(reference),
@@ -317,8 +303,8 @@ impl Layers<'_> {
 
     /// Completes a layer from those below, which are in the store, and puts it there.
     async fn commit(&self, index: usize, (temporary, unpacked): (Temporary, Unpacked)) -> Result<(), PullError> {
-        let below: Vec<PathBuf> = self.chain[..index].iter().rev().map(|chain_id| self.store.layer(chain_id)).collect();
-        let target = self.store.layer(&self.chain[index]);
+        let below: Vec<PathBuf> = self.names[..index].iter().rev().map(|name| self.store.layer(name)).collect();
+        let target = self.store.layer(&self.names[index]);
         let finished = tokio::task::spawn_blocking(move || {
             match std::fs::rename(unpack::finish(unpacked, &below)?, &target) {
                 Ok(()) => temporary.keep(),
@@ -340,6 +326,23 @@ impl Layers<'_> {
     fn interrupted(&self) -> PullError {
         PullError::Interrupted { reference: self.repository.asked() }
     }
+}
+
+/// What opens the layer, if it is encrypted. Asked for at every pull, before the store is looked at: who may not have the key must not find
+/// the layer in a store that is warm.
+async fn unseal(repository: &Repository, keys: &mut KeyRing<'_>, blob: &Blob, diff_id: &Digest) -> Result<Option<Sealed>, PullError> {
+    let Some(encryption) = &blob.encryption else { return Ok(None) };
+    let options = keys.open(encryption).await.map_err(|error| undecryptable(repository, blob, error))?;
+    // Both are digests of the archive; of a compressed layer this shows when it is decrypted.
+    if blob.compression == Compression::Plain && options.digest() != diff_id {
+        let error = DecryptError::Plaintext { expected: diff_id.clone(), actual: options.digest().clone() };
+        return Err(undecryptable(repository, blob, error));
+    }
+    Ok(Some(Sealed { ciphertext: blob.digest.clone(), hmac: encryption.hmac.clone(), options }))
+}
+
+fn undecryptable(repository: &Repository, blob: &Blob, source: DecryptError) -> PullError {
+    PullError::Decrypt { reference: repository.asked(), digest: blob.digest.clone(), source: Box::new(source) }
 }
 
 impl Unfit {

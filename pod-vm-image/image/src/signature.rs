@@ -19,6 +19,7 @@ mod policy;
 mod yaml;
 
 pub use lookaside::{Lookaside, LookasideError};
+pub use openpgp::GpgKeys;
 pub use policy::{ImagePolicy, ImagePolicyError};
 
 pub(crate) use check::{Check, Subject};

@@ -1,12 +1,14 @@
 //! The folder that holds layers and the upper folders of mounts.
 //!
 //! ```text
-//! version          "1"
+//! version          "2"
 //! lock             held with flock(2) by the process that has the store open
 //! tmp/<number>     layers that are being unpacked
-//! layers/<hex>     a finished layer, by the hex digits of its chain id; overlayfs form (whiteouts are devices 0/0)
-//! mounts/<hex>     upper/, work/ and layers (chain ids, one a line) of a mount, by the SHA-256 of its target's path
+//! layers/<name>    a finished layer, by its [`LayerName`]; overlayfs form (whiteouts are devices 0/0)
+//! mounts/<hex>     upper/, work/ and layers (names, one a line) of a mount, by the SHA-256 of its target's path
 //! ```
+//!
+//! Version 1 kept decrypted layers by their chain ids; it is not read, as such a layer would be anybody's.
 //!
 //! Nothing is synced to the disk: the scratch disk does not outlive the pod VM, and a process that dies loses no page cache.
 
@@ -22,7 +24,7 @@ use rustix::fs::FlockOperation;
 use tokio::sync::{RwLock, Semaphore};
 
 use crate::unpack::{self, Space};
-use crate::{Digest, Limits, OpenError};
+use crate::{Digest, LayerName, Limits, OpenError};
 
 /// Where a store is and what it may cost.
 #[derive(Debug, Clone)]
@@ -44,8 +46,8 @@ pub struct Store {
 pub(crate) struct Inner {
     pub(crate) config: StoreConfig,
     _lock: File,
-    /// Held while a layer is made, by its chain id.
-    flights: Mutex<HashMap<Digest, Weak<tokio::sync::Mutex<()>>>>,
+    /// Held while a layer is made, by its name.
+    flights: Mutex<HashMap<LayerName, Weak<tokio::sync::Mutex<()>>>>,
     /// Layers that may be downloaded at once, over all pulls.
     pub(crate) downloads: Semaphore,
     /// Shared by pulls and mounts, exclusive for removing layers.
@@ -58,7 +60,7 @@ pub(crate) struct Temporary {
     path: Option<PathBuf>,
 }
 
-const VERSION: &str = "1\n";
+const VERSION: &str = "2\n";
 
 impl StoreConfig {
     /// The default limits and Debian's bundle of roots.
@@ -112,12 +114,12 @@ impl Inner {
     }
 
     /// Where a finished layer is.
-    pub(crate) fn layer(&self, chain_id: &Digest) -> PathBuf {
-        self.config.path.join("layers").join(chain_id.hex())
+    pub(crate) fn layer(&self, name: &LayerName) -> PathBuf {
+        self.config.path.join("layers").join(name.file_name())
     }
 
-    pub(crate) fn has_layer(&self, chain_id: &Digest) -> bool {
-        self.layer(chain_id).is_dir()
+    pub(crate) fn has_layer(&self, name: &LayerName) -> bool {
+        self.layer(name).is_dir()
     }
 
     /// Where a mount's own folders are.
@@ -139,14 +141,14 @@ impl Inner {
     }
 
     /// What all pulls that need the same layer lock.
-    pub(crate) fn flight(&self, chain_id: &Digest) -> Arc<tokio::sync::Mutex<()>> {
+    pub(crate) fn flight(&self, name: &LayerName) -> Arc<tokio::sync::Mutex<()>> {
         let mut flights = self.flights.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(flight) = flights.get(chain_id).and_then(Weak::upgrade) {
+        if let Some(flight) = flights.get(name).and_then(Weak::upgrade) {
             return flight;
         }
         flights.retain(|_, flight| flight.strong_count() > 0);
         let flight = Arc::default();
-        flights.insert(chain_id.clone(), Arc::downgrade(&flight));
+        flights.insert(name.clone(), Arc::downgrade(&flight));
         flight
     }
 

@@ -17,11 +17,12 @@ use tar::EntryType;
 
 pub(crate) use finish::{Attribution, finish};
 pub(crate) use meter::Space;
+pub(crate) use pending::nameless;
 pub(crate) use tree::own_path;
 
 use crate::download::{Compressed, GivenUp};
 use crate::manifest::Compression;
-use crate::ocicrypt::{DecryptError, Sealed, Spool, SpoolError};
+use crate::ocicrypt::{DecryptError, Sealed, Spool, SpoolError, Unreadable};
 use crate::{Digest, LayerError, Limits};
 use archive::{Archive, Entry, damaged};
 use meter::{Inflated, Meter};
@@ -81,7 +82,7 @@ pub(crate) fn unpack(mut job: Job) -> Result<Unpacked, Failure> {
         return unpack_clear(job, Some(&digest));
     };
     let path = job.root.with_extension("spool");
-    let spool = Spool::fill(job.compressed, &path, &job.digest, &sealed, &mut job.space)?;
+    let spool = Spool::fill(job.compressed, &path, &sealed, &mut job.space)?;
     let sealed = sealed.options.digest().clone();
     let compressed = Compressed::from_spool(spool, &sealed);
     // skopeo, when it compresses and encrypts in one go, seals the digest of what it read: that of the archive, which is looked at anyway.
@@ -104,22 +105,36 @@ fn unpack_clear(job: Job, expected: Option<&Digest>) -> Result<Unpacked, Failure
     let written = write_all(&mut Archive::new(&mut meter, &limits), &mut tree, &mut space)
         .and_then(|()| io::copy(&mut meter, &mut io::sink()).map(drop).map_err(damaged));
     let (compressed, actual) = meter.finish();
-    match written {
-        Err(LayerError::Damaged { source }) if source.get_ref().is_some_and(|inner| inner.is::<GivenUp>()) => return Err(Failure::GivenUp),
-        // A damaged stream is most likely not the one that the digest names, which is the better thing to say.
-        Ok(()) | Err(LayerError::Damaged { .. }) => {
-            let received = compressed.finish().map_err(|_| Failure::GivenUp)?;
-            if expected.is_some_and(|expected| received != *expected) {
-                return Err(Failure::WrongDigest(received));
-            }
+    let written = match written {
+        Err(LayerError::Damaged { source }) => Err(LayerError::Damaged { source: not_of_the_layer(source)? }),
+        other => other,
+    };
+    // A damaged stream is most likely not the one that the digest names, which is the better thing to say.
+    if let Ok(()) | Err(LayerError::Damaged { .. }) = written {
+        let read = compressed.finish();
+        let received = read.or_else(|error| Err(Failure::Layer(LayerError::Damaged { source: not_of_the_layer(error)? })))?;
+        if expected.is_some_and(|expected| received != *expected) {
+            return Err(Failure::WrongDigest(received));
         }
-        Err(_) => {}
     }
     written.map_err(Failure::Layer)?;
     if actual != diff_id {
         return Err(Failure::Layer(LayerError::DiffId { expected: diff_id, actual }));
     }
     Ok(Unpacked { root, pending: tree.pending })
+}
+
+/// Fails with what the error says if it is about where the stream comes from, and gives back one that is about what is in it.
+fn not_of_the_layer(error: io::Error) -> Result<io::Error, Failure> {
+    let error = match error.downcast::<Unreadable>() {
+        Ok(Unreadable::File(error)) => return Err(Failure::Store("read back an encrypted layer", error)),
+        Ok(Unreadable::Cipher) => return Err(Failure::Decrypt(DecryptError::Cipher)),
+        Err(error) => error,
+    };
+    match error.downcast::<GivenUp>() {
+        Ok(GivenUp) => Err(Failure::GivenUp),
+        Err(error) => Ok(error),
+    }
 }
 
 impl From<SpoolError> for Failure {

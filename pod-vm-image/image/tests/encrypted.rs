@@ -10,12 +10,12 @@ use std::sync::Arc;
 use aws_lc_rs::aead::{AES_256_GCM, Aad, LessSafeKey, Nonce, UnboundKey};
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
-use common::broker::{KEK, KID, encrypted};
-use common::image::{Blob, digest, zstd_of};
+use common::broker::{KEK, KID, encrypted, encrypted_with};
+use common::image::{Blob, GZIP, digest, zstd_of};
 use common::registry::Body;
-use common::{Broker, Image, Layer, Registry, chain, names, policy, settled, store};
+use common::{Broker, Image, Layer, Registry, chain, eventually, limits, nameless, names, policy, settled, store, store_with};
 use peerpods_image::encrypt::KEY_PACKETS_ANNOTATION;
-use peerpods_image::{DecryptError, PullError, PullPolicy, PulledImage, Store};
+use peerpods_image::{DecryptError, Limits, PullError, PullPolicy, PulledImage, Store};
 use serde_json::{Value, json};
 use tar::EntryType;
 
@@ -102,6 +102,83 @@ async fn warm_store_does_not_stand_in_for_the_key() {
     assert!(chain(&error).contains("its key is not to be had: cannot get resource kbs:///default/key/1"), "{}", chain(&error));
     let error = pull(&store, &registry, &image, &Broker::of([(KID, vec![8; 32])])).await.unwrap_err();
     assert!(chain(&error).contains("does not open its key packet"), "{}", chain(&error));
+}
+
+/// Configurations say in clear what the digests of decrypted layers are, and whoever writes a manifest may name them.
+#[tokio::test]
+async fn warm_store_gives_no_decrypted_layer_to_a_manifest_without_its_key() {
+    const OTHER_KID: &str = "kbs:///default/key/2";
+    const OTHER_KEK: [u8; 32] = [8; 32];
+    let (folder, registry) = (tempfile::tempdir().unwrap(), Registry::start());
+    let broker = Broker::of([(KID, KEK.to_vec()), (OTHER_KID, OTHER_KEK.to_vec())]);
+    let below = Layer::new().file("below", b"0").gzip();
+    let secret = encrypted(&Layer::new().file("secret", b"x").gzip());
+    let above = Layer::new().file("above", b"2").gzip();
+    let store = store(folder.path());
+    let owners = Image::of([below.clone(), secret.clone(), above.clone()]);
+    let pulled = pull(&store, &registry, &owners, &broker).await.unwrap_or_else(|error| panic!("{}", chain(&error)));
+    let before = names(&folder.path().join("store/layers"));
+
+    let clear = |bytes: &[u8]| Blob { bytes: bytes.to_vec(), media_type: GZIP.to_owned(), annotations: Value::Null, ..secret.clone() };
+    // The attacker's own content, encrypted under a key that this guest may have.
+    let own = encrypted_with(&Layer::new().file("own", b"y").gzip(), &OTHER_KEK, OTHER_KID);
+    for (how, attempt) in [
+        ("said to be in clear", clear(&secret.bytes)),
+        ("said to be in clear, of a digest that is not to be had", clear(b"nothing")),
+        ("own content", Blob { diff_id: secret.diff_id.clone(), ..own.clone() }),
+        ("own key and its packet, the owner's ciphertext", Blob { annotations: own.annotations.clone(), ..secret.clone() }),
+        ("the owner's key and its packet, own ciphertext", Blob { bytes: own.bytes.clone(), ..secret.clone() }),
+    ] {
+        for image in [Image::of([below.clone(), attempt.clone()]), Image::of([below.clone(), attempt, above.clone()])] {
+            let error = pull(&store, &registry, &image, &broker).await;
+            assert!(error.is_err(), "{how}");
+            settled(folder.path()).await;
+        }
+    }
+    assert_eq!(names(&folder.path().join("store/layers")), before);
+    // The owner's other image, and the same one again, share what is there.
+    let fetches = registry.fetches(&above.bytes);
+    let again = pull(&store, &registry, &Image::of([below.clone(), secret.clone()]), &broker).await.unwrap();
+    assert_eq!(again.layers, pulled.layers[..2]);
+    assert_eq!(pull(&store, &registry, &owners, &broker).await.unwrap().layers, pulled.layers);
+    assert_eq!((registry.fetches(&above.bytes), registry.fetches(&below.bytes)), (fetches, 1));
+}
+
+#[tokio::test]
+async fn keys_are_asked_for_once_whatever_the_answer_and_not_without_end() {
+    let (folder, registry) = (tempfile::tempdir().unwrap(), Registry::start());
+    let layer = |number: usize| Layer::new().file("f", &[u8::try_from(number).unwrap()]).gzip();
+    let kid = |number: usize| format!("kbs:///default/key/{number}");
+    // Every layer has the packet that does not open first.
+    let both = |number: usize| {
+        let mut blob = encrypted_with(&layer(number), &KEK, KID);
+        let packet = packet_of(&blob);
+        let refused = |kid: &str| {
+            STANDARD
+                .encode(json!({"kid": kid, "wrapped_data": packet["wrapped_data"], "iv": packet["iv"], "wrap_type": "A256GCM"}).to_string())
+        };
+        let packets = blob.annotations[KEY_PACKETS_ANNOTATION].as_str().unwrap().to_owned();
+        blob.annotations[KEY_PACKETS_ANNOTATION] =
+            json!(format!("{},{},{packets}", refused("kbs:///a/b/refused"), refused("kbs:///a/b/short")));
+        blob
+    };
+    let broker = Broker::of([(KID, KEK.to_vec()), ("kbs:///a/b/short", vec![1; 16])]);
+    let image = Image::of((0..3).map(both));
+    pull(&store(folder.path()), &registry, &image, &broker).await.unwrap_or_else(|error| panic!("{}", chain(&error)));
+    assert_eq!(broker.asked(), ["kbs:///a/b/refused", "kbs:///a/b/short", KID]);
+
+    let kids: Vec<String> = (0..4).map(kid).collect();
+    let broker = Broker::of(kids.iter().map(|kid| (kid.as_str(), KEK.to_vec())));
+    let image = Image::of(kids.iter().enumerate().map(|(number, kid)| encrypted_with(&layer(10 + number), &KEK, kid)));
+    registry.push("app", "1", &image);
+    let pulling = PullPolicy { resources: broker.resources(), ..policy(&registry) };
+    let name = format!("{}/app:1", registry.host());
+    let within = |keys: usize| store_with(folder.path(), Limits { keys, ..limits() });
+    let error = within(3).pull(&name, &pulling, None).await.unwrap_err();
+    assert!(chain(&error).ends_with("the image needs more than 3 different keys"), "{}", chain(&error));
+    assert_eq!(broker.asked(), kids[..3]);
+    assert_eq!(registry.fetches(&image.layers[0].bytes), 0, "without a key nothing is downloaded");
+    within(4).pull(&name, &pulling, None).await.unwrap_or_else(|error| panic!("{}", chain(&error)));
 }
 
 #[tokio::test]
@@ -221,11 +298,14 @@ async fn ciphertext_has_no_name_and_goes_with_a_dropped_pull() {
     let (store, name) = (store(folder.path()), format!("{}/app:1", registry.host()));
     let pulling = PullPolicy { resources: broker.resources(), ..policy(&registry) };
     let first = tokio::spawn(async move { store.pull(&name, &pulling, None).await });
-    tokio::task::block_in_place(|| registry.wait_for_fetch(&blob));
+    // Half of the ciphertext is there.
+    let spooled = |open: &Vec<(String, u64)>| open.iter().any(|(name, length)| name.ends_with(".spool") && *length > 0);
+    eventually("the ciphertext is in a file without a name", || nameless(folder.path()), spooled).await;
     let files = |name: &String| !folder.path().join("store/tmp").join(name).is_dir();
     assert_eq!(names(&folder.path().join("store/tmp")).iter().filter(|name| files(name)).count(), 0);
     first.abort();
     assert!(first.await.unwrap_err().is_cancelled());
+    eventually("the ciphertext goes with the pull", || nameless(folder.path()), Vec::is_empty).await;
     registry.release();
     settled(folder.path()).await;
     assert!(names(&folder.path().join("store/layers")).is_empty());

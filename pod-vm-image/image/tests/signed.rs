@@ -239,4 +239,15 @@ async fn gpg_signatures_are_taken_from_the_lookaside() {
     assert!(error.to_string().contains("signedIdentity"), "{error}");
     put(1, &scene.two, signer.sign(&payload("cosign container image signature", &scene.two, &format!("{}:2", scene.repository()))));
     assert!(scene.refused("2", &policy).await.to_string().contains("its type is"));
+
+    // A signature that names the repository alone is one for a rule that says so.
+    put(1, &scene.two, signer.sign(&payload(kind, &scene.two, &scene.repository())));
+    assert!(scene.refused("2", &policy).await.to_string().contains("signedIdentity"));
+    let by_digest = format!("{}@{}", scene.repository(), scene.two);
+    let error = scene.store.pull(&by_digest, &policy, None).await.unwrap_err();
+    assert!(chain(&error).contains("signedIdentity"), "{}", chain(&error));
+    let mut stated = requirement(&signer);
+    stated[0]["signedIdentity"] = json!({"type": "matchRepository"});
+    let stated = PullPolicy { lookaside: policy.lookaside.clone(), ..scene.requiring(&stated) };
+    scene.pull("2", &stated).await.unwrap_or_else(|error| panic!("{}", chain(&error)));
 }

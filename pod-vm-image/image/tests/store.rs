@@ -50,9 +50,13 @@ fn store_belongs_to_one_process_and_one_version() {
     assert!(matches!(open(), Err(OpenError::InUse { .. })));
     drop(first);
     drop(open().unwrap());
-    std::fs::write(folder.path().join("store/version"), "7\n").unwrap();
-    let Err(error) = open() else { panic!() };
-    assert!(error.to_string().contains("has format \"7\", this version reads \"1\": remove the folder"), "{error}");
+    // Version 1 gave decrypted layers to whoever named them.
+    for version in ["1", "7"] {
+        std::fs::write(folder.path().join("store/version"), format!("{version}\n")).unwrap();
+        let Err(error) = open() else { panic!() };
+        let expected = format!("has format \"{version}\", this version reads \"2\": remove the folder");
+        assert!(error.to_string().contains(&expected), "{error}");
+    }
     std::fs::write(folder.path().join("file"), "").unwrap();
     assert!(matches!(Store::open(StoreConfig::new(folder.path().join("file"))), Err(OpenError::Prepare { .. })));
 }

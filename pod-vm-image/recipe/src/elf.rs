@@ -1,4 +1,4 @@
-//! As much ELF as kernel modules need: one section by name, and the `key=value` strings of `.modinfo`.
+//! As much ELF as kernel modules need: one section by name, and the `key=value` strings of `.modinfo`. Of programs, whether they are static.
 
 use anyhow::{Context as _, Result, ensure};
 
@@ -40,6 +40,22 @@ pub fn modinfo<'a>(module: &'a [u8], key: &str) -> Result<Vec<&'a str>> {
         }
     }
     Ok(values)
+}
+
+/// Whether a program for this architecture runs without a loader (`PT_INTERP`); a position-independent one may.
+pub fn is_static(elf: &[u8]) -> Result<bool> {
+    const X86_64: usize = 62;
+    const INTERPRETER: usize = 3;
+    ensure!(elf.starts_with(b"\x7fELF\x02\x01"), "not a 64-bit little-endian ELF file");
+    ensure!(read(elf, 0x12, 2)? == X86_64, "not a program for x86-64");
+    let (table, entry_size, count) = (read(elf, 0x20, 8)?, read(elf, 0x36, 2)?, read(elf, 0x38, 2)?);
+    ensure!(count > 0, "no segments: not a program");
+    for index in 0..count {
+        if read(elf, table.saturating_add(index * entry_size), 4)? == INTERPRETER {
+            return Ok(false);
+        }
+    }
+    Ok(true)
 }
 
 fn read(elf: &[u8], offset: usize, size: usize) -> Result<usize> {

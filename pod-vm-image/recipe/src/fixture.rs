@@ -1,17 +1,19 @@
-//! Tests' own packages: as small as what reads them allows.
+//! Tests' own packages and firmware: as small as what reads them allows. A defect of them panics.
 
-use std::path::Path;
+pub mod firmware;
+
+use std::path::{Path, PathBuf};
 
 use crate::pins::Role;
-use crate::{kernel, modules};
+use crate::{kernel, modules, sha256_hex};
 
 /// A kernel configuration with everything that is required.
-pub(crate) fn full_config() -> String {
+pub fn full_config() -> String {
     kernel::REQUIRED.iter().map(|(option, _)| format!("CONFIG_{option}=y\n")).collect()
 }
 
 /// A bzImage, also an EFI program, with this content as its payload.
-pub(crate) fn bzimage(content: &[u8]) -> Vec<u8> {
+pub fn bzimage(content: &[u8]) -> Vec<u8> {
     let frame = zstd::encode_all(content, 1).expect("encode");
     let mut image = vec![0; 0x600];
     image[0x1f1] = 1;
@@ -46,7 +48,7 @@ fn write_pe_header(pe: &mut [u8], headers_size: u32, section: [u32; 4]) {
 }
 
 /// An ELF file with a `.modinfo` section.
-pub(crate) fn module(info: &[u8]) -> Vec<u8> {
+pub fn module(info: &[u8]) -> Vec<u8> {
     let names = b"\0.shstrtab\0.modinfo\0";
     let mut elf = vec![0; 64];
     elf[..6].copy_from_slice(b"\x7fELF\x02\x01");
@@ -68,7 +70,7 @@ pub(crate) fn module(info: &[u8]) -> Vec<u8> {
 }
 
 /// All modules that an image carries, without dependencies.
-pub(crate) fn write_modules(folder: &Path) {
+pub fn write_modules(folder: &Path) {
     std::fs::create_dir_all(folder).expect("folder");
     for name in modules::REQUIRED.iter().chain(modules::OPTIONAL) {
         std::fs::write(folder.join(format!("{name}.ko")), module(b"license=GPL\0depends=\0")).expect("module");
@@ -76,7 +78,7 @@ pub(crate) fn write_modules(folder: &Path) {
 }
 
 /// A PE32+ file with one section, and this many more headers already used.
-pub(crate) fn stub(used_headers: u16) -> Vec<u8> {
+pub fn stub(used_headers: u16) -> Vec<u8> {
     let mut pe = vec![0; 0x600];
     write_pe_header(&mut pe, 0x600 - u32::from(used_headers) * 40, [16, 4096, 512, 0x600]);
     pe.resize(0x800, 0);
@@ -84,7 +86,7 @@ pub(crate) fn stub(used_headers: u16) -> Vec<u8> {
 }
 
 /// Unpacked packages, one folder a role.
-pub(crate) fn write_packages(unpacked: &Path) {
+pub fn write_packages(unpacked: &Path) {
     let write = |role: Role, path: &str, content: &[u8]| {
         let path = unpacked.join(format!("{role:?}")).join(path);
         std::fs::create_dir_all(path.parent().expect("parent")).expect("folder");
@@ -96,4 +98,35 @@ pub(crate) fn write_packages(unpacked: &Path) {
     write(Role::Stub, "usr/lib/systemd/boot/efi/linuxx64.efi.stub", &stub(0));
     write(Role::Certificates, "usr/share/ca-certificates/b.crt", b"-----BEGIN CERTIFICATE-----\nb\n-----END CERTIFICATE-----\n");
     write(Role::Certificates, "usr/share/ca-certificates/a.crt", b"-----BEGIN CERTIFICATE-----\na\n-----END CERTIFICATE-----");
+}
+
+/// A program without code, which asks for this loader if any.
+pub fn program(loader: Option<&str>) -> Vec<u8> {
+    let mut elf = vec![0; 64 + 56];
+    elf[..6].copy_from_slice(b"\x7fELF\x02\x01");
+    elf[0x12] = 62;
+    elf[0x20] = 64;
+    elf[0x36] = 56;
+    elf[0x38] = 1;
+    elf[64] = if loader.is_some() { 3 } else { 1 };
+    elf.extend_from_slice(loader.unwrap_or_default().as_bytes());
+    elf
+}
+
+/// Programs for the upstream profile, and the file that names them.
+pub fn write_upstream(folder: &Path) -> PathBuf {
+    write_upstream_with(folder, "kata-agent", &program(None))
+}
+
+/// The same with this content for one of them.
+pub fn write_upstream_with(folder: &Path, other: &str, content: &[u8]) -> PathBuf {
+    let mut text = "version = 1\n".to_owned();
+    for name in ["kata-agent", "attestation-agent", "confidential-data-hub", "api-server-rest"].iter().rev() {
+        let content = if *name == other { content.to_vec() } else { [program(None), name.as_bytes().to_vec()].concat() };
+        std::fs::write(folder.join(name), &content).expect("program");
+        text.push_str(&format!("\n[{name}]\npath = \"{name}\"\nsha256 = \"{}\"\n", sha256_hex(&content)));
+    }
+    let file = folder.join("upstream.toml");
+    std::fs::write(&file, text).expect("file");
+    file
 }

@@ -10,6 +10,7 @@ use crate::cache::Cache;
 use crate::kernel::Kernel;
 use crate::manifest::{FILE_NAME, File, Manifest};
 use crate::pins::{Pin, Pins, Role};
+use crate::upstream::{self, Program};
 use crate::{certificates, disk, initrd, measure, modules, package, sha256_hex, uki};
 
 /// The kernel command line. A panic ends the machine at once; the console carries only what somebody must see.
@@ -27,20 +28,30 @@ pub enum Inputs {
     PinnedOrCurrent,
 }
 
+/// What of an image is the builder's own.
+#[derive(Debug, Clone, Copy)]
+pub struct Binaries<'a> {
+    /// The guest.
+    pub guest: &'a Path,
+    /// The file that names the programs of the upstream profile ([`upstream::read`]); `None` for an image with our own agent.
+    pub upstream: Option<&'a Path>,
+}
+
 /// Fetches the inputs and packs the image into `out`.
-pub fn build(pins: &Pins, guest: &Path, out: &Path, archive: Option<&str>, inputs: Inputs) -> Result<Manifest> {
+pub fn build(pins: &Pins, binaries: Binaries<'_>, out: &Path, archive: Option<&str>, inputs: Inputs) -> Result<Manifest> {
     // First of all: nobody may take the leftovers of a failed build for an image.
     std::fs::create_dir_all(out).with_context(|| format!("make {}", out.display()))?;
     remove_if_there(&out.join(FILE_NAME))?;
-    let guest = std::fs::read(guest).with_context(|| format!("read guest binary {}", guest.display()))?;
+    let guest = std::fs::read(binaries.guest).with_context(|| format!("read guest binary {}", binaries.guest.display()))?;
     ensure!(guest.starts_with(b"\x7fELF"), "the guest binary is not an ELF file");
+    let upstream = binaries.upstream.map(upstream::read).transpose()?.unwrap_or_default();
     let cache = Cache::open_default()?;
     let (used, files) = fetch_or_replace(pins, &cache, archive, inputs)?;
     let unpacked = tempfile::Builder::new().prefix("peerpods-recipe").tempdir()?;
     for (pin, file) in used.packages.iter().zip(&files) {
         package::unpack(file, &unpacked.path().join(format!("{:?}", pin.role)))?;
     }
-    pack(unpacked.path(), guest, &used, &used != pins, out)
+    pack(unpacked.path(), guest, &upstream, &used, &used != pins, out)
 }
 
 /// The present packages of the archive as pins.
@@ -140,8 +151,8 @@ fn fetch(pins: &Pins, cache: &Cache, archive: Option<&str>) -> Result<Option<Vec
     Ok(Some(files))
 }
 
-/// Packs unpacked packages (one folder a role) and a guest binary. A pure function of its inputs but for the folder it writes.
-fn pack(unpacked: &Path, guest: Vec<u8>, inputs: &Pins, unpinned: bool, out: &Path) -> Result<Manifest> {
+/// Packs unpacked packages (one folder a role), a guest binary and upstream's. A pure function of its inputs but for the folder it writes.
+fn pack(unpacked: &Path, guest: Vec<u8>, upstream: &[Program], inputs: &Pins, unpinned: bool, out: &Path) -> Result<Manifest> {
     let folder = |role: Role| unpacked.join(format!("{role:?}"));
     println!("kernel: check its configuration, unpack it");
     let kernel = Kernel::open(&folder(Role::Kernel))?;
@@ -150,7 +161,10 @@ fn pack(unpacked: &Path, guest: Vec<u8>, inputs: &Pins, unpinned: bool, out: &Pa
     println!("initrd: modules, certificates, guest ({})", mib(guest.len() as u64));
     let modules = modules::collect(&kernel.modules)?;
     let guest_sha256 = sha256_hex(&guest);
-    let archive = initrd::archive(guest, modules, certificates::bundle(&folder(Role::Certificates))?);
+    for program in upstream {
+        println!("initrd: upstream's {} ({})", program.name, mib(program.content.len() as u64));
+    }
+    let archive = initrd::archive(guest, modules, certificates::bundle(&folder(Role::Certificates))?, upstream)?;
     println!("initrd: compress {}", mib(archive.len() as u64));
     let initrd = initrd::compress(&archive)?;
     println!("uki: stub, kernel, initrd");
@@ -181,6 +195,7 @@ fn pack(unpacked: &Path, guest: Vec<u8>, inputs: &Pins, unpinned: bool, out: &Pa
         files,
         measurements: Some(measurements.reference_values()),
         guest_sha256,
+        upstream: upstream.iter().map(|program| (program.name.to_owned(), program.sha256.clone())).collect(),
         inputs: inputs.packages.clone(),
         unpinned,
     };
@@ -214,10 +229,14 @@ mod tests {
     use crate::pins::BUILT_IN;
 
     fn pack_in(folder: &Path, guest: &[u8]) -> Result<Manifest> {
+        pack_with(folder, guest, &[])
+    }
+
+    fn pack_with(folder: &Path, guest: &[u8], upstream: &[Program]) -> Result<Manifest> {
         let (unpacked, out) = (folder.join("unpacked"), folder.join("out"));
         fixture::write_packages(&unpacked);
         std::fs::create_dir_all(&out)?;
-        pack(&unpacked, guest.to_vec(), &Pins::parse(BUILT_IN)?, false, &out)
+        pack(&unpacked, guest.to_vec(), upstream, &Pins::parse(BUILT_IN)?, false, &out)
     }
 
     #[test]
@@ -271,8 +290,40 @@ mod tests {
         let folder = tempfile::tempdir().expect("folder");
         std::fs::write(folder.path().join(FILE_NAME), "{}").expect("an older image");
         let pins = Pins::parse(BUILT_IN).expect("pins");
-        assert!(build(&pins, &folder.path().join("absent"), folder.path(), None, Inputs::Pinned).is_err());
+        let binaries = Binaries { guest: &folder.path().join("absent"), upstream: None };
+        assert!(build(&pins, binaries, folder.path(), None, Inputs::Pinned).is_err());
         assert!(!folder.path().join(FILE_NAME).exists());
+    }
+
+    #[test]
+    fn upstream_programs_are_packed_where_upstream_has_them() {
+        let (folder, files) = (tempfile::tempdir().expect("folder"), tempfile::tempdir().expect("folder"));
+        let programs = upstream::read(&fixture::write_upstream(files.path())).expect("programs");
+        let manifest = pack_with(folder.path(), b"guest", &programs).expect("pack");
+        let expected: BTreeMap<_, _> = programs.iter().map(|program| (program.name.to_owned(), program.sha256.clone())).collect();
+        assert_eq!((manifest.upstream.len(), &manifest.upstream), (4, &expected));
+        let initrd = zstd::decode_all(&*std::fs::read(folder.path().join("out/initrd")).expect("initrd")).expect("decode");
+        let has = |bytes: &[u8]| initrd.windows(bytes.len()).any(|window| window == bytes);
+        for name in ["usr/local/bin/kata-agent\0", "etc/peerpods/upstream.toml\0", "pause_bundle/rootfs/pause\0", "version = 1\n"] {
+            assert!(has(name.as_bytes()), "{name:?}");
+        }
+        let without = tempfile::tempdir().expect("folder");
+        let ours = pack_in(without.path(), b"guest").expect("pack");
+        assert!(ours.upstream.is_empty() && ours.files["uki.efi"] != manifest.files["uki.efi"]);
+    }
+
+    #[test]
+    fn upstream_program_that_is_not_the_one_meant_leaves_nothing() {
+        let (folder, files) = (tempfile::tempdir().expect("folder"), tempfile::tempdir().expect("folder"));
+        let guest = files.path().join("guest");
+        std::fs::write(&guest, fixture::program(None)).expect("guest");
+        let file = fixture::write_upstream(files.path());
+        std::fs::write(files.path().join("kata-agent"), b"another").expect("change");
+        let binaries = Binaries { guest: &guest, upstream: Some(&file) };
+        let pins = Pins::parse(BUILT_IN).expect("pins");
+        let error = build(&pins, binaries, folder.path(), None, Inputs::Pinned).expect_err("refused").to_string();
+        assert!(error.contains("kata-agent") && error.contains(&sha256_hex(b"another")), "{error}");
+        assert_eq!(std::fs::read_dir(folder.path()).expect("folder").count(), 0);
     }
 
     #[test]

@@ -4,6 +4,7 @@ use anyhow::{Context as _, Result};
 
 use crate::cpio::Archive;
 use crate::modules::{self, Module};
+use crate::upstream::{self, Program};
 
 /// Folders that `init` mounts something on, or writes to.
 const FOLDERS: &[&str] = &["dev", "etc", "proc", "run", "sys", "tmp"];
@@ -11,8 +12,8 @@ const FOLDERS: &[&str] = &["dev", "etc", "proc", "run", "sys", "tmp"];
 /// Level of compression: the highest without the larger windows of levels 20 to 22, which cost the booting machine memory.
 const COMPRESSION: i32 = 19;
 
-/// The uncompressed archive.
-pub fn archive(guest: Vec<u8>, modules: Vec<Module>, certificates: Vec<u8>) -> Vec<u8> {
+/// The uncompressed archive; without programs of upstream's the guest runs its own agent.
+pub fn archive(guest: Vec<u8>, modules: Vec<Module>, certificates: Vec<u8>, upstream: &[Program]) -> Result<Vec<u8>> {
     let mut archive = Archive::new();
     FOLDERS.iter().for_each(|folder| archive.add_directory(folder));
     // The kernel opens it for PID 1 before anything is mounted.
@@ -23,7 +24,10 @@ pub fn archive(guest: Vec<u8>, modules: Vec<Module>, certificates: Vec<u8>) -> V
     for module in modules {
         archive.add_file(&format!("modules/{}", module.file), 0o644, module.content);
     }
-    archive.finish()
+    if !upstream.is_empty() {
+        upstream::add(&mut archive, upstream)?;
+    }
+    Ok(archive.finish())
 }
 
 /// What the kernel unpacks.

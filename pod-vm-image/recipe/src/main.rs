@@ -1,4 +1,4 @@
-//! `peerpods-recipe`: builds the pod VM image, renews what it is made of and tells what it will measure.
+//! `peerpods-recipe`: builds the pod VM image and renews what it is made of.
 
 use std::path::PathBuf;
 
@@ -6,11 +6,10 @@ use anyhow::{Context as _, Result};
 use clap::{Args, Parser, Subcommand};
 use peerpods_recipe::archive::Freshness;
 use peerpods_recipe::cache::Cache;
-use peerpods_recipe::image::{self, Inputs};
+use peerpods_recipe::image::{self, Binaries, Inputs};
 use peerpods_recipe::pins::{BUILT_IN, Pins};
-use peerpods_recipe::{measure, snp};
 
-/// The pod VM image: build it, renew its pins, tell its measurements.
+/// The pod VM image: build it, renew its pins. `peerpodctl measure` tells its measurements.
 #[derive(Debug, Parser)]
 #[command(version)]
 struct Arguments {
@@ -25,6 +24,11 @@ enum Command {
         /// The static guest binary.
         #[arg(long)]
         guest: PathBuf,
+        /// Make an image of the upstream profile: its pods are served by Kata's agent and the guest components of Confidential
+        /// Containers. FILE has `version = 1` and the tables [kata-agent], [attestation-agent], [confidential-data-hub] and
+        /// [api-server-rest], each with `path` (of a static program, relative to FILE) and `sha256`.
+        #[arg(long, value_name = "FILE")]
+        upstream: Option<PathBuf>,
         /// Folder for vmlinux, initrd, uki.efi, disk.raw and manifest.json.
         #[arg(long)]
         out: PathBuf,
@@ -48,25 +52,6 @@ enum Command {
         #[command(flatten)]
         source: Source,
     },
-    /// Print the measurements of a boot of an image as reference values in JSON: a name, and the values that are good.
-    Measure {
-        /// The image's folder.
-        #[arg(long, default_value = "target/podvm-image")]
-        image: PathBuf,
-        /// Initdata (TOML, `algorithm = "sha256"`) of a pod: adds `pcr08`.
-        #[arg(long)]
-        initdata: Option<PathBuf>,
-        /// Firmware that checks kernel hashes (edk2's OvmfPkg/AmdSev): adds `snp_launch_measurement` of an SEV-SNP machine of QEMU's
-        /// that boots the image's kernel, initrd and command line directly.
-        #[arg(long)]
-        snp_firmware: Option<PathBuf>,
-        /// That machine's number of virtual processors.
-        #[arg(long, default_value_t = 1, requires = "snp_firmware")]
-        vcpus: u32,
-        /// That machine's processors by QEMU's name.
-        #[arg(long, default_value = "EPYC-Milan", requires = "snp_firmware")]
-        cpu: snp::Cpu,
-    },
 }
 
 #[derive(Debug, Args)]
@@ -78,13 +63,14 @@ struct Source {
 
 fn main() -> Result<()> {
     match Arguments::parse().command {
-        Command::Build { guest, out, release, pins, source } => {
+        Command::Build { guest, upstream, out, release, pins, source } => {
             let text = match pins {
                 Some(path) => std::fs::read_to_string(&path).with_context(|| format!("read {}", path.display()))?,
                 None => BUILT_IN.to_owned(),
             };
             let inputs = if release { Inputs::Pinned } else { Inputs::PinnedOrCurrent };
-            let manifest = image::build(&Pins::parse(&text)?, &guest, &out, source.archive.as_deref(), inputs)?;
+            let binaries = Binaries { guest: &guest, upstream: upstream.as_deref() };
+            let manifest = image::build(&Pins::parse(&text)?, binaries, &out, source.archive.as_deref(), inputs)?;
             println!("{}: kernel {}{}", out.display(), manifest.kernel, if manifest.unpinned { ", not pinned" } else { "" });
             Ok(())
         }
@@ -98,23 +84,6 @@ fn main() -> Result<()> {
             }
             print!("{}", image::describe_changes(&old, &new));
             new.write(&pins)
-        }
-        Command::Measure { image, initdata, snp_firmware, vcpus, cpu } => {
-            let uki = image.join("uki.efi");
-            let bytes = std::fs::read(&uki).with_context(|| format!("read {}", uki.display()))?;
-            let mut values = measure::predict(&bytes).with_context(|| format!("measure {}", uki.display()))?.reference_values();
-            if let Some(path) = initdata {
-                let text = std::fs::read_to_string(&path).with_context(|| format!("read {}", path.display()))?;
-                values.add("pcr08", &measure::pcr08_of_initdata(&text).with_context(|| format!("measure {}", path.display()))?);
-            }
-            if let Some(firmware) = snp_firmware {
-                let content = std::fs::read(&firmware).with_context(|| format!("read {}", firmware.display()))?;
-                let boot = snp::Boot::of_uki(&bytes)?;
-                let digest = snp::launch_digest(&snp::Machine { firmware: &content, boot, vcpus, cpu, features: snp::ACTIVE });
-                values.add("snp_launch_measurement", &digest.with_context(|| format!("measure {}", firmware.display()))?);
-            }
-            println!("{}", serde_json::to_string_pretty(&values)?);
-            Ok(())
         }
     }
 }

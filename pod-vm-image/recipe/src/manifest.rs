@@ -24,6 +24,9 @@ pub struct Manifest {
     pub measurements: Option<ReferenceValues>,
     /// SHA-256 of the guest binary.
     pub guest_sha256: String,
+    /// SHA-256 of the programs of the upstream profile ([`crate::upstream`]) by name; empty for an image with our own agent.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub upstream: BTreeMap<String, String>,
     /// The packages that the image is made of.
     pub inputs: Vec<Pin>,
     /// True when the inputs are not the pinned ones: nobody else can rebuild this image.

@@ -21,7 +21,8 @@ use std::collections::BTreeMap;
 
 use anyhow::{Context as _, Result, ensure};
 use serde::{Deserialize, Serialize};
-use sha2::{Digest as _, Sha256};
+use sha2::digest::Output;
+use sha2::{Digest, Sha256};
 
 use crate::cpio;
 use crate::pe::Program;
@@ -37,7 +38,10 @@ const HANDED_ON: [(&str, &str); 3] =
     [(".pcrsig", "tpm2-pcr-signature.json"), (".pcrpkey", "tpm2-pcr-public-key.pem"), (".osrel", "os-release")];
 
 /// What firmware says before it starts the first program (TCG PC Client Platform Firmware Profile, `EV_EFI_ACTION`).
-const ACTION: &[u8] = b"Calling EFI Application from Boot Option";
+pub(crate) const ACTION: &[u8] = b"Calling EFI Application from Boot Option";
+
+/// What it measures between its own start and that of the first program (the same, `EV_SEPARATOR`).
+pub(crate) const SEPARATOR: &[u8] = &[0; 4];
 
 /// The values of the registers that an image alone decides, SHA-256 bank.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -78,39 +82,57 @@ impl Measurements {
     }
 }
 
+/// What a boot of a UKI measures, whichever registers take it.
+pub(crate) struct Boot<'a> {
+    uki: Program<'a>,
+    kernel: Program<'a>,
+    load_options: Vec<u8>,
+    initrd: Vec<u8>,
+    sections: Vec<(&'static str, &'a [u8])>,
+}
+
+impl<'a> Boot<'a> {
+    pub(crate) fn parse(uki: &'a [u8]) -> Result<Self> {
+        let uki = Program::parse(uki).context("UKI")?;
+        for name in UNKNOWN {
+            ensure!(uki.section(name)?.is_none(), "the UKI has a section {name}, whose effect on measurements is not known");
+        }
+        let kernel = Program::parse(uki.section(".linux")?.context("the UKI has no kernel")?).context("kernel of the UKI")?;
+        let load_options = load_options(uki.section(".cmdline")?.context("the UKI has no command line")?)?;
+        let mut sections = Vec::new();
+        for name in MEASURED {
+            if let Some(content) = uki.section(name)? {
+                sections.push((name, content));
+            }
+        }
+        Ok(Self { initrd: initrd(&uki)?, uki, kernel, load_options, sections })
+    }
+
+    /// By firmware: UKI, then kernel.
+    pub(crate) fn programs<D: Digest>(&self) -> Result<[Output<D>; 2]> {
+        Ok([self.uki.authenticode::<D>().context("UKI")?, self.kernel.authenticode::<D>().context("kernel of the UKI")?])
+    }
+
+    /// By the stub: names and contents.
+    pub(crate) fn sections<D: Digest>(&self) -> Vec<Output<D>> {
+        self.sections.iter().flat_map(|(name, content)| [hash::<D>(&[name.as_bytes(), b"\0"].concat()), hash::<D>(content)]).collect()
+    }
+
+    /// By the kernel: load options, then initrd.
+    pub(crate) fn kernel<D: Digest>(&self) -> [Output<D>; 2] {
+        [hash::<D>(&self.load_options), hash::<D>(&self.initrd)]
+    }
+}
+
 /// The measurements of a UKI.
 pub fn predict(uki: &[u8]) -> Result<Measurements> {
-    let program = Program::parse(uki).context("UKI")?;
-    for name in UNKNOWN {
-        ensure!(program.section(name)?.is_none(), "the UKI has a section {name}, whose effect on measurements is not known");
-    }
-    let kernel = program.section(".linux")?.context("the UKI has no kernel")?;
-    let kernel = Program::parse(kernel).and_then(|kernel| kernel.authenticode()).context("kernel of the UKI")?;
-    let load_options = load_options(program.section(".cmdline")?.context("the UKI has no command line")?)?;
-    let mut sections = Vec::new();
-    for name in MEASURED {
-        if let Some(content) = program.section(name)? {
-            sections.extend([sha256(&[name.as_bytes(), b"\0"].concat()), sha256(content)]);
-        }
-    }
+    let boot = Boot::parse(uki)?;
+    let [uki, kernel] = boot.programs::<Sha256>()?;
     Ok(Measurements {
-        pcr04: replay([sha256(ACTION), sha256(&[0; 4]), program.authenticode().context("UKI")?, kernel]),
-        pcr09: replay([sha256(&load_options), sha256(&initrd(&program)?)]),
-        pcr11: replay(sections),
+        pcr04: replay::<Sha256>([hash::<Sha256>(ACTION), hash::<Sha256>(SEPARATOR), uki, kernel]).into(),
+        pcr09: replay::<Sha256>(boot.kernel::<Sha256>()).into(),
+        pcr11: replay::<Sha256>(boot.sections::<Sha256>()).into(),
     })
-}
-
-/// PCR 8 of a guest that was bound to a pod: its initdata's SHA-256, extended once.
-pub fn pcr08(initdata_digest: &[u8; 32]) -> [u8; 32] {
-    replay([*initdata_digest])
-}
-
-/// PCR 8 for initdata's text. The register takes 32 bytes, so the text must say that it is hashed with SHA-256.
-pub fn pcr08_of_initdata(text: &str) -> Result<[u8; 32]> {
-    let document: toml::Table = text.parse().context("initdata is not TOML")?;
-    let algorithm = document.get("algorithm").and_then(toml::Value::as_str).context("initdata names no algorithm")?;
-    ensure!(algorithm == "sha256", "initdata's algorithm is {algorithm:?}; PCR 8 takes only \"sha256\"");
-    Ok(pcr08(&sha256(text.as_bytes())))
 }
 
 /// What the kernel gets as its initrd: microcode, the UKI's initrd, then an archive for each section that is handed on; each padded to
@@ -136,12 +158,14 @@ fn load_options(cmdline: &[u8]) -> Result<Vec<u8>> {
     Ok(cmdline.iter().chain(b"\0").flat_map(|byte| [*byte, 0]).collect())
 }
 
-fn replay(digests: impl IntoIterator<Item = [u8; 32]>) -> [u8; 32] {
-    digests.into_iter().fold([0; 32], |register, digest| sha256(&[register, digest].concat()))
+/// A register after these were extended into it, from zeros.
+pub(crate) fn replay<D: Digest>(digests: impl IntoIterator<Item = Output<D>>) -> Output<D> {
+    let extended = |register: Output<D>, digest: Output<D>| D::new().chain_update(register).chain_update(digest).finalize();
+    digests.into_iter().fold(Output::<D>::default(), extended)
 }
 
-fn sha256(bytes: &[u8]) -> [u8; 32] {
-    Sha256::digest(bytes).into()
+pub(crate) fn hash<D: Digest>(bytes: &[u8]) -> Output<D> {
+    D::digest(bytes)
 }
 
 #[cfg(test)]
@@ -151,6 +175,14 @@ mod tests {
 
     fn digest(text: &str) -> [u8; 32] {
         hex::decode(text).expect("hex").try_into().expect("32 bytes")
+    }
+
+    fn sha256(bytes: &[u8]) -> [u8; 32] {
+        hash::<Sha256>(bytes).into()
+    }
+
+    fn replay(digests: impl IntoIterator<Item = [u8; 32]>) -> [u8; 32] {
+        super::replay::<Sha256>(digests.into_iter().map(Into::into)).into()
     }
 
     fn fixture_uki(initrd: &[u8], cmdline: &str) -> Vec<u8> {
@@ -232,16 +264,5 @@ mod tests {
         let text = serde_json::to_string(&measurements.reference_values()).expect("JSON");
         let of = |byte: &str| byte.repeat(32);
         assert_eq!(text, format!(r#"{{"pcr04":["{}"],"pcr09":["{}"],"pcr11":["{}"]}}"#, of("04"), of("09"), of("11")));
-    }
-
-    #[test]
-    fn initdata_is_extended_once_and_must_be_hashed_with_sha256() {
-        let text = "algorithm = \"sha256\"\nversion = \"0.1.0\"\n";
-        let digest = sha256(text.as_bytes());
-        let expected: [u8; 32] = Sha256::new().chain_update([0; 32]).chain_update(digest).finalize().into();
-        assert_eq!(pcr08_of_initdata(text).expect("initdata"), expected);
-        let said = pcr08_of_initdata(&text.replace("256", "384")).expect_err("refused").to_string();
-        assert!(said.contains("sha384") && said.contains("PCR 8"), "{said}");
-        assert!(pcr08_of_initdata("version = \"0.1.0\"").is_err() && pcr08_of_initdata("{").is_err());
     }
 }

@@ -1,7 +1,8 @@
 //! PE32+ files as firmware reads them: their sections, and the Authenticode hash by which they are measured and signed.
 
 use anyhow::{Context as _, Result, ensure};
-use sha2::{Digest as _, Sha256};
+use sha2::Digest;
+use sha2::digest::Output;
 
 /// Bytes of one entry of the section table.
 pub(crate) const SECTION_HEADER: usize = 40;
@@ -53,11 +54,11 @@ impl<'a> Program<'a> {
         self.slice(section.offset, section.virtual_size).map(Some)
     }
 
-    /// SHA-256 over all that a signature covers: everything but the checksum, the entry that names the signatures, and these
+    /// The hash of all that a signature covers: everything but the checksum, the entry that names the signatures, and these
     /// (Windows Authenticode Portable Executable Signature Format; `HashPeImage` in edk2's DxeTpm2MeasureBootLib).
-    pub fn authenticode(&self) -> Result<[u8; 32]> {
+    pub fn authenticode<D: Digest>(&self) -> Result<Output<D>> {
         let checksum = self.optional + 64;
-        let mut hash = Sha256::new();
+        let mut hash = D::new();
         let mut hash_range = |begin: usize, end: usize| -> Result<()> {
             hash.update(self.slice(begin, end.checked_sub(begin).context("headers overlap")?)?);
             Ok(())
@@ -82,7 +83,7 @@ impl<'a> Program<'a> {
             hashed += section.raw_size;
         }
         hash_range(hashed, self.bytes.len().checked_sub(signatures).context("signatures lie outside the file")?)?;
-        Ok(hash.finalize().into())
+        Ok(hash.finalize())
     }
 
     fn slice(&self, offset: usize, length: usize) -> Result<&'a [u8]> {
@@ -115,6 +116,8 @@ pub(crate) fn size(value: u32) -> Result<usize> {
 
 #[cfg(test)]
 mod tests {
+    use sha2::Sha256;
+
     use super::*;
     use crate::fixture;
 
@@ -122,7 +125,7 @@ mod tests {
     const OPTIONAL: usize = 0x58;
 
     fn authenticode(bytes: &[u8]) -> [u8; 32] {
-        Program::parse(bytes).expect("parse").authenticode().expect("hash")
+        Program::parse(bytes).expect("parse").authenticode::<Sha256>().expect("hash").into()
     }
 
     /// The fixture with a data directory and a signature of 8 bytes at its end.
@@ -167,7 +170,7 @@ mod tests {
         assert_eq!(program.section(".tex").expect("read"), None);
         bytes.truncate(0x600);
         let cut = Program::parse(&bytes).expect("parse");
-        assert!(cut.section(".text").is_err() && cut.authenticode().is_err());
+        assert!(cut.section(".text").is_err() && cut.authenticode::<Sha256>().is_err());
     }
 
     #[test]
@@ -175,7 +178,7 @@ mod tests {
         let bytes = signed();
         for length in 0..bytes.len() {
             if let Ok(program) = Program::parse(&bytes[..length]) {
-                let _ = program.authenticode();
+                let _ = program.authenticode::<Sha256>();
             }
         }
     }

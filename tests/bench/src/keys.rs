@@ -43,7 +43,7 @@ pub(crate) async fn run() -> Result<Vec<Figure>> {
     let party = RelyingParty::start(&world, TeeUnderTest::Sample)?;
     party.set_resource(&world, "default/key/1", &[7; 32])?;
     let initdata = party.initdata(&world, "package agent_policy\n")?;
-    party.release_to(&world, &[&initdata])?;
+    party.release_to(&world, &initdata)?;
     let mut config = KeyBrokerConfig::new(party.url());
     config.certificate_pem = Some(party.certificate()?);
     config.initdata = Some(initdata);

@@ -4,7 +4,7 @@ use std::io::Read as _;
 use std::net::TcpStream;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result};
@@ -23,6 +23,8 @@ pub(crate) struct Pull {
     pub(crate) idle: f64,
     /// At its highest.
     pub(crate) peak: f64,
+    /// What the file system of the scratch folder held more at its fullest than before, in MiB.
+    pub(crate) disk: f64,
 }
 
 /// Pulls it once on a sandbox machine, whose cgroup holds the guest and nothing else.
@@ -33,7 +35,7 @@ pub(crate) async fn run() -> Result<Vec<Figure>> {
     let blob = format!("/v2/bulky/blobs/{}", bulky.layers.last().context("no layer")?.digest());
     drop(bulky);
     let initdata = world.initdata();
-    let Pull { secs, idle, peak } = pull(&mut world, &initdata, "bulky").await?;
+    let Pull { secs, idle, peak, .. } = pull(&mut world, &initdata, "bulky").await?;
     let download = download_secs(&world, blob)?;
     #[allow(clippy::cast_precision_loss)]
     let size = MIB as f64;
@@ -66,16 +68,19 @@ pub(crate) async fn pull(world: &mut World, initdata: &str, image: &str) -> Resu
     shim.create_sandbox().await?;
     let groups = memory_groups(world)?;
     let idle = used_mib(&groups)?;
-    let (is_over, peak) = (Arc::new(AtomicBool::new(false)), Arc::new(AtomicU64::new(0)));
+    let folder = world.folder().to_owned();
+    let before = held_mib(&folder)?;
+    let is_over = Arc::new(AtomicBool::new(false));
     let watcher = {
-        let (is_over, peak) = (Arc::clone(&is_over), Arc::clone(&peak));
+        let is_over = Arc::clone(&is_over);
         std::thread::spawn(move || {
+            let (mut peak, mut disk) = (0.0_f64, 0.0_f64);
             while !is_over.load(Ordering::Relaxed) {
-                let now = used_mib(&groups).unwrap_or(0.0);
-                #[allow(clippy::cast_possible_truncation, clippy::cast_sign_loss)]
-                peak.fetch_max((now * 1024.0) as u64, Ordering::Relaxed);
+                peak = peak.max(used_mib(&groups).unwrap_or(0.0));
+                disk = disk.max(held_mib(&folder).unwrap_or(0.0) - before);
                 std::thread::sleep(Duration::from_millis(5));
             }
+            (peak, disk)
         })
     };
     let begin = Instant::now();
@@ -84,13 +89,19 @@ pub(crate) async fn pull(world: &mut World, initdata: &str, image: &str) -> Resu
     let pulled = shim.create_container(&ContainerRequest::new(&id, &image, &["/bin/true"])).await.with_context(|| world.logs());
     let secs = begin.elapsed().as_secs_f64();
     is_over.store(true, Ordering::Relaxed);
-    let _ = watcher.join();
+    let (peak, disk) = watcher.join().map_err(|_| anyhow::anyhow!("the watcher died"))?;
     pulled?;
     shim.stop_vm().await?;
     world.wait_for_no_machines(Duration::from_secs(30))?;
+    Ok(Pull { secs, idle, peak, disk })
+}
+
+/// What a folder's file system holds, files without a name too.
+fn held_mib(folder: &Path) -> Result<f64> {
+    let system = rustix::fs::statvfs(folder)?;
+    let bytes = (system.f_blocks - system.f_bfree) * system.f_frsize;
     #[allow(clippy::cast_precision_loss)]
-    let peak = peak.load(Ordering::Relaxed) as f64 / 1024.0;
-    Ok(Pull { secs, idle, peak })
+    Ok(bytes as f64 / f64::from(1 << 20))
 }
 
 /// The memory cgroups of the one machine, with those below.

@@ -9,7 +9,7 @@ use peerpods_protos::agent::{ReadStreamRequest, ReadStreamResponse};
 use peerpods_protos::agent_ttrpc::{AgentService, AgentServiceClient, create_agent_service};
 use peerpods_tunnel::credential::{BinderCa, Credential, NodeKey};
 use peerpods_tunnel::guest::{BindHandler, GuestConfig, GuestEndpoint};
-use peerpods_tunnel::node::{AgentDialer, bind};
+use peerpods_tunnel::node::{AgentDialer, Verdict, bind};
 use peerpods_tunnel::user_data::UserData;
 use peerpods_tunnel::{AgentStream, BindRequest, Pod, Refusal, ResumeOptions};
 use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _};
@@ -90,6 +90,10 @@ impl BindHandler for Anyone {
         Ok(report_data.to_vec())
     }
 
+    async fn activate(&self, challenge: Vec<u8>) -> Result<Vec<u8>, Refusal> {
+        Ok(challenge)
+    }
+
     async fn bind(&self, _request: &BindRequest) -> Result<(), Refusal> {
         Ok(())
     }
@@ -113,7 +117,8 @@ impl Ends {
             initdata: None,
             agent_keys: vec![agent_key.spki_sha256_hex()],
         };
-        let bound = bind(address, "i-bench", &Credential { chain, key }, &request, |_| Ok(()), Duration::from_secs(20)).await?;
+        let bound =
+            bind(address, "i-bench", &Credential { chain, key }, &request, |_| Ok(Verdict::Trusted), Duration::from_secs(20)).await?;
         Ok(Self { dialer: AgentDialer::new(address, agent_key, bound.pin, ResumeOptions::default()), streams: streams.agents })
     }
 

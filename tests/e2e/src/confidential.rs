@@ -1,7 +1,9 @@
 //! What the owner of a confidential workload has: a relying party that releases keys, initdata that names it, signed and encrypted images.
 
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 use std::process::Command;
+use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
 use anyhow::{Context as _, Result, bail};
@@ -10,7 +12,7 @@ use aws_lc_rs::rand::SystemRandom;
 use aws_lc_rs::signature::{ECDSA_P256_SHA256_ASN1_SIGNING, EcdsaKeyPair, KeyPair as _};
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
-use serde_json::json;
+use serde_json::{Value, json};
 
 use crate::{Process, World, binaries_folder, eventually};
 
@@ -24,39 +26,19 @@ pub enum TeeUnderTest {
 }
 
 impl TeeUnderTest {
-    /// How evidence shows that a VM was bound with initdata of this SHA-256.
-    pub fn init_data_claim(&self, digest: &[u8]) -> Result<String> {
+    fn name(&self) -> &'static str {
         match self {
-            Self::Sample => Ok(hex::encode(digest)),
-            Self::Tpm(_) => pcr8_after(digest),
+            Self::Sample => "sample",
+            Self::Tpm(_) => "tpm",
         }
     }
 
-    fn attestation_policy(&self) -> String {
-        let rules = match self {
-            Self::Sample => "hardware := 2 if input.sample.svn in query_reference_value(\"svn\")\nexecutables := 3 if input.sample\nconfiguration := 2 if input.init_data\n".to_owned(),
-            Self::Tpm(measurements) => {
-                let same: String = measurements.iter().map(|(claim, _)| format!("\tinput.tpm.{claim} in query_reference_value(\"{claim}\")\n")).collect();
-                format!("hardware := 2 if input.tpm.ak_public\nexecutables := 3 if {{\n{same}}}\nconfiguration := 2 if input.init_data\n")
-            }
-        };
-        format!(
-            "package policy\nimport rego.v1\ndefault hardware := 97\ndefault executables := 33\ndefault configuration := 36\n{rules}\
-             trust_claims := {{\"hardware\": hardware, \"executables\": executables, \"configuration\": configuration}}\n"
-        )
-    }
-
-    fn reference_values(&self) -> Vec<(String, String)> {
+    fn measurements(&self) -> Value {
         match self {
-            Self::Sample => vec![("svn".to_owned(), "1".to_owned())],
-            Self::Tpm(measurements) => measurements.clone(),
+            Self::Sample => json!({"svn": ["1"]}),
+            Self::Tpm(measurements) => measurements.iter().map(|(claim, value)| (claim.clone(), json!([value]))).collect(),
         }
     }
-}
-
-/// PCR 8 of a VM that was bound with initdata of this SHA-256, in hex digits.
-pub fn pcr8_after(digest: &[u8]) -> Result<String> {
-    Ok(hex::encode(peerpods_evidence::register::pcr_after(digest)?))
 }
 
 /// A relying party in a node's namespace, where pod VMs reach it.
@@ -65,6 +47,8 @@ pub struct RelyingParty {
     state: PathBuf,
     url: String,
     tee: TeeUnderTest,
+    /// What it was given.
+    resources: Mutex<BTreeSet<String>>,
 }
 
 /// In every world's own namespace.
@@ -83,16 +67,11 @@ impl RelyingParty {
         let mut command = world.netns().command(&program);
         command.args(["serve", "--listen", &format!("0.0.0.0:{PORT}"), "--state"]).arg(&state);
         let process = Process::start("relying-party", world.folder(), &mut command)?;
-        let mut this = Self { process, state, url: format!("https://{address}:{PORT}"), tee };
+        let mut this = Self { process, state, url: format!("https://{address}:{PORT}"), tee, resources: Mutex::default() };
         eventually("the relying party serves", Duration::from_secs(20), || {
             this.process.check_alive()?;
             if this.process.log_tail().contains("listening on") { Ok(()) } else { bail!("not yet") }
         })?;
-        this.set(world, "set-attestation-policy", &[], this.tee.attestation_policy().as_bytes())?;
-        for (name, value) in this.tee.reference_values() {
-            let value = json!([value]).to_string();
-            this.command(world, &["set-reference-value", &name, &value])?;
-        }
         Ok(this)
     }
 
@@ -118,22 +97,29 @@ impl RelyingParty {
 
     /// Registers a resource, `repository/type/tag`.
     pub fn set_resource(&self, world: &World, name: &str, content: &[u8]) -> Result<()> {
+        self.resources.lock().unwrap_or_else(PoisonError::into_inner).insert(name.to_owned());
         self.set(world, "set-resource", &[name], content)
     }
 
-    /// Releases everything to VMs of the right image that were bound with one of these texts of initdata.
-    pub fn release_to(&self, world: &World, initdata: &[&str]) -> Result<()> {
-        let mut pinned = Vec::new();
-        for text in initdata {
-            let digest = peerpods_evidence::initdata::digest(Some(text))?;
-            pinned.push(self.tee.init_data_claim(&digest)?);
+    /// Releases every resource of now to VMs of the right image that were bound with this text of initdata, by policies of `peerpodctl`.
+    pub fn release_to(&self, world: &World, initdata: &str) -> Result<()> {
+        let folder = tempfile::tempdir_in(world.folder())?;
+        let file = |name: &str| folder.path().join(name);
+        std::fs::write(file("measurements.json"), self.tee.measurements().to_string())?;
+        std::fs::write(file("initdata.toml"), initdata)?;
+        let mut command = Command::new(binaries_folder()?.join("peerpodctl"));
+        command.args(["policy", "generate", "--tee", self.tee.name(), "--measurements"]).arg(file("measurements.json"));
+        command.arg("--initdata").arg(file("initdata.toml")).arg("--out").arg(folder.path());
+        for name in &*self.resources.lock().unwrap_or_else(PoisonError::into_inner) {
+            command.args(["--resource", name]);
         }
-        let policy = format!(
-            "package policy\nimport rego.v1\ndefault allow := false\nallow if {{\n\tdata.plugin == \"resource\"\n\tcpu := input.submods.cpu0\n\
-             \tcpu[\"ear.status\"] == \"affirming\"\n\tcpu[\"ear.veraison.annotated-evidence\"].init_data in {}\n}}\n",
-            json!(pinned)
-        );
-        self.set(world, "set-resource-policy", &[], policy.as_bytes())
+        run(&mut command)?;
+        self.set(world, "set-attestation-policy", &[], &std::fs::read(file("attestation-policy.rego"))?)?;
+        let values: BTreeMap<String, Value> = serde_json::from_slice(&std::fs::read(file("reference-values.json"))?)?;
+        for (name, value) in values {
+            self.command(world, &["set-reference-value", &name, &value.to_string()])?;
+        }
+        self.set(world, "set-resource-policy", &[], &std::fs::read(file("resource-policy.rego"))?)
     }
 
     /// `aa.toml` and the beginning of `cdh.toml` for initdata.

@@ -141,7 +141,10 @@ impl Image {
         let program = crate::binaries_folder()?.join("peerpods-pause");
         let mut layer = Builder::new();
         layer.file("pause", 0o755, &std::fs::read(&program).with_context(|| program.display().to_string())?)?;
-        Ok(Self { layers: vec![layer.finish()?], command: vec!["/pause".to_owned()], settings: serde_json::Map::new() })
+        // As Kubernetes' own, which agent policies know.
+        let env = serde_json::json!(["PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"]);
+        let settings = serde_json::Map::from_iter([("Env".to_owned(), env)]);
+        Ok(Self { layers: vec![layer.finish()?], command: vec!["/pause".to_owned()], settings })
     }
 
     /// An image that sets whatever an image can set: user, entry point, working directory, volume, variables.

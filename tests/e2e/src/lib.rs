@@ -23,7 +23,7 @@ mod scenario;
 mod world;
 
 pub use condition::{eventually, eventually_async};
-pub use confidential::{CosignKey, RelyingParty, TeeUnderTest, pcr8_after};
+pub use confidential::{CosignKey, RelyingParty, TeeUnderTest};
 pub use containerd::{Gate, Handler, Kubelet, Rig, RigOptions, Version, Volume};
 pub use cri::{Cri, Outcome, PortStream, Session, v1};
 pub use folders::{binaries_folder, image_folder, trixie_folder};

@@ -12,7 +12,7 @@ mod transcript;
 
 use std::pin::Pin;
 use std::sync::Arc;
-use std::time::{Duration, SystemTime};
+use std::time::Duration;
 
 use anyhow::{Context as _, Result};
 
@@ -98,7 +98,6 @@ impl Scenario {
     }
 
     async fn transcript(&self, rig: &Arc<Rig>, handler: Handler) -> Transcript {
-        let begin = SystemTime::now();
         let story = match Story::begin(Arc::clone(rig), handler, self.name).await {
             Ok(story) => story,
             Err(error) => return Transcript::failed(&format!("{error:#}")),
@@ -112,7 +111,6 @@ impl Scenario {
         if let Err(error) = cleaned {
             story.fail(&format!("cleaning up: {error:#}"));
         }
-        let _ = begin;
         story.end()
     }
 

@@ -65,7 +65,7 @@ async fn nothing_of_a_confidential_pod_is_on_the_node() {
         party.set_resource(world, name, content).unwrap();
     }
     let initdata = party.initdata(world, POLICY).unwrap();
-    party.release_to(world, &[&initdata]).unwrap();
+    party.release_to(world, &initdata).unwrap();
 
     let story = Story::begin(Arc::clone(&rig), Handler::PeerPods, "canaries").await.unwrap();
     let pod = story.pod(POD_NAME).initdata(&initdata).run().await.unwrap();

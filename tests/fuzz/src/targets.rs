@@ -1,4 +1,4 @@
-//! What is fuzzed: whatever the guest, the node or the relying party reads that somebody else wrote.
+//! What is fuzzed: whatever the guest, the node, the relying party or an owner's tools read that somebody else wrote.
 //!
 //! Recorded evidence lies outside the project. `PEERPODS_VECTORS` names its folder; without it these targets have seeds that only look
 //! like it, and say so.
@@ -15,14 +15,27 @@ use peerpods_evidence::eventlog::EventLog;
 use peerpods_evidence::tdx::Collateral;
 use peerpods_evidence::tpm::TpmEvidence;
 use peerpods_evidence::{Initdata, TEES, Trust, appraise, snp, tdx};
-use peerpods_image::{ImagePolicy, Lookaside, PullPolicy, Registries, RegistryAuths};
+use peerpods_image::{GpgKeys, ImagePolicy, Lookaside, PullPolicy, Registries, RegistryAuths};
 use peerpods_key_broker::wire::Response;
 use peerpods_key_broker::{TeeKey, TeeKeyAlgorithm, jwe};
+use peerpods_recipe::fixture::{self, firmware};
+use peerpods_recipe::{disk, measure, snp as snp_machine, tdx as tdx_machine, uki};
 use peerpods_relying_party::{Broker, Call, EvidenceVerifier, Store, state};
 use peerpods_tunnel::user_data::UserData;
 use serde_json::json;
 
 use crate::Target;
+
+/// What GnuPG 2.2 wrote: `gpg --export` of an Ed25519 key,
+const GPG_KEY: &str = "mDMEaw2W8BYJKwYBBAHaRw8BAQdADn+6gwaD4dL75kX0w33QNbqhmhgRNJS5Up2Ou5sHPOy0DGVkMjU1MTlAdGVzdIiQBBMWCAA4FiEE7LvXhF7WdmkOFMqGzhMEJ07ufKIFAmsNlvACGwMFCwkIBwIGFQoJCAsCBBYCAwECHgECF4AACgkQzhMEJ07ufKLKQgEAwCUa9U3zC3OzOycvlnVtPWINadT3WHbUFFeLQxnPxXkBAPqBFp9XuyAqIz0hoewknlJB56ZVzliK5d4vxEqXF0oE";
+/// of one with a subkey that signs,
+const GPG_SUBKEY: &str = "mDMEaw2W8BYJKwYBBAHaRw8BAQdAzODBtshLseOO8/5p88UCzR9SQwAp46V7Sk5uZMlLM/m0CHN1YkB0ZXN0iJAEExYIADgWIQQd998VoIQHTn9BM5xk2ukDAnJ5kQUCaw2W8AIbAQULCQgHAgYVCgkICwIEFgIDAQIeAQIXgAAKCRBk2ukDAnJ5kQVPAP9Z/rEnC0+RHwpDUyGyvRNMotGESe7qoGb1tqcgGwranAD/bP0nM9IFSOF2bYTRxJLGmt1gWFlaZJHCdgo6p5Hzeg+4MwRrDZbwFgkrBgEEAdpHDwEBB0CIGOwC+md253S8tchDeDeqyktoUFIoTStCI5bIGnQv6ojvBBgWCAAgFiEEHfffFaCEB05/QTOcZNrpAwJyeZEFAmsNlvACGwIAgQkQZNrpAwJyeZF2IAQZFggAHRYhBNFyBP9MgFQHdPFS0c6gzjx3HrSJBQJrDZbwAAoJEM6gzjx3HrSJD7wBANDvfCXe28N6Eqr0iFRu2ObTq81UVVTfAFn4YNM6Gf4EAQCKacmqoOG24MLW/yAkRUuauxK86+Ac0hdVdo8TpZzhAIjFAP97AGj4JFr29hmwvX+8SDXbZfEuiozsVsy8mCGf9XvXrQEArxYiJStHsQFvlweFElZN69QDQncYtNwlV0IrAccT0Qs=";
+/// `gpg --sign` with the first one,
+const GPG_MESSAGE: &str = "owGbwMvMwCF2TphF3e9dzSLG06JJDNm80z5UKyUXZZZkJifmKFkZ1nJ1NLMwiHEwaIspsrzZfb0l7lpZJp/IqTaYNlYmkB5emdQUI1NTQ0uHktTiEgYuTgGYvMEyRobTh37xrUmasXjC5J9tD2zcrs1x1j/w4fDXqbpzX9i28BsZM/zT9r8lLantIaHwrtF6cVGNH+csm4lc7NMM36zn1linIMMMAA==";
+/// and the same with `--compress-algo none`.
+const GPG_UNCOMPRESSED: &str = "kA0DAAgWzhMEJ07ufKIByxViAGsNlvB7ImNyaXRpY2FsIjoxfQqIgwQAFggAKxYhBOy714Re1nZpDhTKhs4TBCdO7nyiBQJrDZbwDRxlZDI1NTE5QHRlc3QACgkQzhMEJ07ufKIwpgEAy8L6DqximKOQk/mG4DxG1pxDL8Dww/WVLZ3oPYQPMjMA/itP2hsZK0gYIO6BO6NyfE4JmjyRCgeWMeyvCyiuIBwD";
+/// What was signed.
+const GPG_SIGNED: &[u8] = b"{\"critical\":1}\n";
 
 /// Within the validity of every recorded certificate: 1 June 2025.
 fn now() -> SystemTime {
@@ -56,6 +69,7 @@ fn text(name: &'static str, seeds: &[&str], run: impl Fn(&str) + Send + 'static)
 pub fn targets() -> Vec<Target> {
     let mut all = evidence();
     all.extend(images());
+    all.extend(measurements());
     all.extend(keys());
     all.extend(pods());
     all
@@ -127,6 +141,11 @@ fn images() -> Vec<Target> {
         [[registry.mirror]]\nlocation = \"c.example\"\ninsecure = true\n";
     let cdh = "[kbc]\nname = \"cc_kbc\"\nurl = \"https://a.example\"\n[image]\nimage_security_policy_uri = \"kbs:///a/b/c\"\n\
         authenticated_registry_credentials_uri = \"kbs:///a/b/c\"\nmax_concurrent_layer_downloads_per_image = 3\n";
+    let [key, subkey, message, uncompressed] =
+        [GPG_KEY, GPG_SUBKEY, GPG_MESSAGE, GPG_UNCOMPRESSED].map(|text| STANDARD.decode(text).expect("base64"));
+    let keys = GpgKeys::parse(&key).expect("a key");
+    let armored = format!("-----BEGIN PGP PUBLIC KEY BLOCK-----\n\n{GPG_KEY}\n-----END PGP PUBLIC KEY BLOCK-----\n");
+    let signed = message.clone();
     let lookaside = "docker:\n  a.example:\n    lookaside: https://a.example/sigs\ndefault-docker:\n  sigstore: file:///var/lib/x\n";
     vec![
         target("image policies", vec![policy.to_string().into_bytes()], |bytes| {
@@ -138,7 +157,54 @@ fn images() -> Vec<Target> {
         text("registries.conf", &[registries], |text| drop(Registries::parse(text))),
         text("cdh.toml", &[cdh], |text| drop(PullPolicy::from_cdh_toml(text))),
         text("look-aside of signatures", &[lookaside], |text| drop(Lookaside::parse(text))),
+        target("GPG keys", vec![key, subkey, armored.into_bytes()], move |bytes| {
+            if let Ok(keys) = GpgKeys::parse(bytes) {
+                let _ = keys.open(&signed);
+            }
+        }),
+        target("GPG signatures", vec![message, uncompressed], move |bytes| {
+            if let Ok(data) = keys.open(bytes) {
+                assert_eq!(data, GPG_SIGNED, "a changed message is believed");
+            }
+        }),
     ]
+}
+
+/// What `peerpodctl measure` reads of files that come from elsewhere.
+fn measurements() -> Vec<Target> {
+    let domain = firmware::tdx(&[firmware::CODE, firmware::VARIABLES, firmware::STACK, firmware::HAND_OFF]);
+    let (stub, linux) = (fixture::stub(0), fixture::bzimage(b"\x7fELF"));
+    let parts =
+        uki::Parts { stub: &stub, linux: &linux, initrd: b"initrd", cmdline: "quiet", release: "7.3.4", os_release: "ID=peerpods\n" };
+    let uki = uki::build(&parts).expect("a UKI");
+    let cpu = "EPYC-Milan".parse().expect("a processor");
+    let told = tdx_machine::mrtd(&domain).expect("a register");
+    let (seeds, whole) = (vec![domain.clone(), firmware::snp()], domain);
+    vec![
+        target("firmware to be measured", seeds, move |bytes| {
+            if let Ok(register) = tdx_machine::mrtd(bytes) {
+                // The second page is measured, its end with the table that says so included.
+                let is_changed = bytes.len() == whole.len() && bytes[0x1000..] != whole[0x1000..];
+                assert!(!is_changed || register != told, "changed code measures as before");
+            }
+            let boot = snp_machine::Boot { kernel: b"kernel", initrd: b"initrd", cmdline: "quiet" };
+            let features = snp_machine::ACTIVE;
+            let _ = snp_machine::launch_digest(&snp_machine::Machine { firmware: bytes, boot, vcpus: 1, cpu, features });
+        }),
+        target("images to be measured", vec![uki.clone()], |bytes| {
+            let _ = measure::predict(bytes);
+        }),
+        target("disks to be measured", vec![disk_begin(&uki)], move |bytes| {
+            let _ = tdx_machine::registers(&uki, bytes);
+        }),
+    ]
+}
+
+/// A disk's partition table, and no more.
+fn disk_begin(uki: &[u8]) -> Vec<u8> {
+    let mut disk = disk::build(uki).expect("a disk");
+    disk.truncate(34 * 512);
+    disk
 }
 
 fn keys() -> Vec<Target> {

@@ -24,7 +24,7 @@ pub(crate) fn run(args: &[String]) -> Result<(), String> {
     let containerd = containerd::ensure(&mut stages)?;
     let trixie = trixie::ensure(&mut stages)?;
     let image = binaries::image_folder()?;
-    binaries::image(&mut stages, &image, false)?;
+    binaries::image(&mut stages, &image)?;
     stages.run("build", || {
         let packages = [
             "peerpods-controller",

@@ -12,32 +12,37 @@ const TARGET: &str = "x86_64-unknown-linux-gnu";
 const IMAGE_HELP: &str = "\
 Build the pod VM image: kernel, initrd, UKI, bootable disk, manifest.
 
-Usage: cargo xtask image [--release] [--out DIR]
+Usage: cargo xtask image [--release] [--upstream FILE] [--out DIR]
 
-  --release   refuse an image whose inputs are not the pinned ones
-  --out DIR   where it goes (default: podvm-image in the target folder)
+  --release        refuse an image whose inputs are not the pinned ones
+  --upstream FILE  pack the agent and guest components of upstream that this file names, in place of ours:
+                   path and SHA-256 of each, see Upstream profile in pod-vm-image/README.md
+  --out DIR        where it goes (default: podvm-image in the target folder)
 
 The image's inputs are pinned by digest in pod-vm-image/recipe/pins.toml.
 ";
 
 /// `cargo xtask image`.
 pub(crate) fn image_command(args: &[String]) -> Result<(), String> {
-    let Some(options) = crate::parse(args, IMAGE_HELP, &["--release"], &["--out"])? else { return Ok(()) };
+    let Some(options) = crate::parse(args, IMAGE_HELP, &["--release"], &["--upstream", "--out"])? else { return Ok(()) };
     let mut stages = Stages::new();
     stages.run("packages", || packages::ensure(&[packages::BUILD, packages::IMAGE]))?;
     let out = options.value("--out").map_or_else(image_folder, |out| Ok(PathBuf::from(out)))?;
-    image(&mut stages, &out, options.has("--release"))
+    let more: Vec<&str> = options.has("--release").then_some("--release").into_iter().collect();
+    let upstream = options.value("--upstream").map(|file| ["--upstream", file]);
+    image_with(&mut stages, &out, &[&more[..], upstream.as_ref().map_or(&[], |words| words)].concat())
 }
 
 /// Builds the guest and packs the image into `out`.
-pub(crate) fn image(stages: &mut Stages, out: &Path, is_release: bool) -> Result<(), String> {
+pub(crate) fn image(stages: &mut Stages, out: &Path) -> Result<(), String> {
+    image_with(stages, out, &[])
+}
+
+fn image_with(stages: &mut Stages, out: &Path, more: &[&str]) -> Result<(), String> {
     stages.run("build the guest and the recipe", || build("ship", &["peerpods-guest", "peerpods-recipe"], &[]))?;
     stages.run("build the pod VM image", || {
         let mut recipe = Command::new(binary("ship", "peerpods-recipe")?);
-        recipe.arg("build").arg("--guest").arg(binary("ship", "peerpods-guest")?).arg("--out").arg(out);
-        if is_release {
-            recipe.arg("--release");
-        }
+        recipe.arg("build").arg("--guest").arg(binary("ship", "peerpods-guest")?).arg("--out").arg(out).args(more);
         run(&mut recipe)
     })
 }

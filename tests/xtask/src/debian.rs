@@ -1,7 +1,7 @@
 //! Packages of Debian releases other than this machine's, unpacked into folders; nothing is installed.
 //!
 //! apt does the work with a state folder of its own: it knows this machine's mirrors and proxies and checks signatures against
-//! Debian's keyring.
+//! Debian's keyring. How old an index may be is for this machine's own configuration of apt to say, and is not changed here.
 
 use std::path::Path;
 use std::process::{Command, Stdio};
@@ -22,33 +22,14 @@ pub(crate) fn unpack(suite: &str, packages: &[&str], apt: &Path, into: &Path) ->
     write("state/status", "")?;
     write("sources.list", &format!("deb [arch=amd64 signed-by={keyring}] {} {suite} main\n", archive()?))?;
     let folder = apt.to_str().ok_or("the target folder's path is not text")?;
-    // An old index is good enough here: it is signed, and nothing that is shipped is made of it.
-    write(
-        "apt.conf",
-        &format!(
-            r#"#clear APT::Update::Post-Invoke;
-#clear APT::Update::Post-Invoke-Success;
-#clear APT::Update::Pre-Invoke;
-Dir::Etc::SourceList "{folder}/sources.list";
-Dir::Etc::SourceParts "{folder}/sources.d";
-Dir::State "{folder}/state";
-Dir::State::status "{folder}/state/status";
-Dir::Cache "{folder}/cache";
-APT::Architecture "amd64";
-APT::Sandbox::User "root";
-Acquire::Languages "none";
-Acquire::Retries "3";
-Acquire::Check-Valid-Until "false";
-Acquire::Check-Date "false";
-Acquire::AllowInsecureRepositories "false";
-"#
-        ),
-    )?;
+    write("apt.conf", &configuration(folder))?;
     let deb = apt.join("deb");
     for args in [&["update"][..], &[&["download"], packages].concat()] {
         let mut command = Command::new("apt-get");
-        command.env("LC_ALL", "C").current_dir(&deb).arg("-q").arg("-c").arg(apt.join("apt.conf")).args(args);
-        output(command.stdin(Stdio::null()))?;
+        command.env("LC_ALL", "C").env("DEBIAN_FRONTEND", "noninteractive").current_dir(&deb);
+        command.arg("-q").arg("-c").arg(apt.join("apt.conf")).args(args).stdin(Stdio::null());
+        output(&mut command)
+            .map_err(|error| format!("{error}: apt says why above; {suite} was to give {}; {NEXT}", packages.join(", ")))?;
     }
     let found: Vec<_> =
         std::fs::read_dir(&deb).map_err(|e| format!("{}: {e}", deb.display()))?.flatten().map(|entry| entry.path()).collect();
@@ -65,6 +46,29 @@ Acquire::AllowInsecureRepositories "false";
     Ok(unpacked)
 }
 
+/// What to do when apt cannot fetch.
+const NEXT: &str = "see that `apt-get update` works on this machine and that its mirror is up to date, then try again";
+
+/// Everything stays in the folder, and a download is tried again.
+fn configuration(folder: &str) -> String {
+    format!(
+        r#"#clear APT::Update::Post-Invoke;
+#clear APT::Update::Post-Invoke-Success;
+#clear APT::Update::Pre-Invoke;
+Dir::Etc::SourceList "{folder}/sources.list";
+Dir::Etc::SourceParts "{folder}/sources.d";
+Dir::State "{folder}/state";
+Dir::State::status "{folder}/state/status";
+Dir::Cache "{folder}/cache";
+APT::Architecture "amd64";
+APT::Sandbox::User "root";
+Acquire::Languages "none";
+Acquire::Retries "3";
+Acquire::AllowInsecureRepositories "false";
+"#
+    )
+}
+
 /// The Debian archive that this machine's apt uses.
 fn archive() -> Result<String, String> {
     let mut list = Command::new("apt-get");
@@ -72,4 +76,21 @@ fn archive() -> Result<String, String> {
     let uris = targets.lines().filter_map(|line| line.strip_suffix(" main"));
     let found = uris.map(|uri| uri.trim_end_matches('/')).find(|uri| uri.ends_with("/debian"));
     found.map(str::to_owned).ok_or_else(|| "apt on this machine names no Debian archive: run `apt-get update`, then try again".to_owned())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn apt_keeps_to_its_folder_and_its_checks() {
+        let text = configuration("/folder");
+        for line in text.lines().filter(|line| line.starts_with("Dir::")) {
+            assert!(line.contains(" \"/folder/"), "{line}");
+        }
+        for check in ["Check-Valid-Until", "Check-Date", "AllowUnauthenticated", "AllowInsecureRepositories \"true\""] {
+            assert!(!text.contains(check), "{check}");
+        }
+        assert!(text.contains("Acquire::Retries \"3\";"), "{text}");
+    }
 }

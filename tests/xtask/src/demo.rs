@@ -52,7 +52,7 @@ pub(crate) fn run(args: &[String]) -> Result<(), String> {
     stages.run("packages", || packages::ensure(&[packages::BUILD, packages::IMAGE, packages::RUN, packages::CONTAINERD]))?;
     containerd::ensure(&mut stages)?;
     let trixie = if is_plain { None } else { Some(trixie::ensure(&mut stages)?) };
-    binaries::image(&mut stages, &binaries::image_folder()?, false)?;
+    binaries::image(&mut stages, &binaries::image_folder()?)?;
     stages.run("build the controller, the node daemon and the demo", || {
         let packages = ["peerpods-controller", "peerpods-node", "peerpods-link", "peerpods-shim", "peerpods-e2e"];
         if is_aws {

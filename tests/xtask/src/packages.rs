@@ -1,7 +1,7 @@
 //! System packages: installed from Debian when root, else the one line to run is printed.
 
 use std::path::Path;
-use std::process::Command;
+use std::process::{Command, Stdio};
 
 use crate::stage::{output, run};
 
@@ -58,6 +58,9 @@ pub(crate) const TEST: &[Package] = &[
     Package { name: "procps", probe: "/usr/bin/kill", why: "signals the programs under test" },
 ];
 
+/// Of every call: another program that installs something is waited for, and a download is tried again.
+const APT: [&str; 5] = ["-q", "-o", "DPkg::Lock::Timeout=300", "-o", "Acquire::Retries=3"];
+
 /// Makes sure that all of these are there.
 pub(crate) fn ensure(groups: &[&[Package]]) -> Result<(), String> {
     let missing: Vec<&Package> = groups.iter().flat_map(|g| g.iter()).filter(|p| !Path::new(p.probe).exists()).collect();
@@ -72,11 +75,13 @@ pub(crate) fn ensure(groups: &[&[Package]]) -> Result<(), String> {
     if output(Command::new("id").arg("-u"))?.trim() != "0" {
         return Err(format!("run this, then try again:\n  sudo apt-get install --no-install-recommends {}", names.join(" ")));
     }
-    run(Command::new("apt-get").args(["-q", "update"]))?;
-    run(Command::new("apt-get")
-        .env("DEBIAN_FRONTEND", "noninteractive")
-        .args(["-q", "-y", "--no-install-recommends", "install"])
-        .args(&names))?;
+    let apt = |arguments: &[&str]| {
+        let mut command = Command::new("apt-get");
+        command.env("DEBIAN_FRONTEND", "noninteractive").args(APT).args(arguments).stdin(Stdio::null());
+        run(&mut command).map_err(|error| format!("{error}: apt says why above; mend that, then try again"))
+    };
+    apt(&["update"])?;
+    apt(&[&["-y", "--no-install-recommends", "install"], names.as_slice()].concat())?;
     match missing.iter().find(|p| !Path::new(p.probe).exists()) {
         None => Ok(()),
         Some(p) => Err(format!("package {} is installed but {} is missing", p.name, p.probe)),

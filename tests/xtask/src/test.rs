@@ -63,7 +63,7 @@ fn all(stages: &mut Stages, is_quick: bool, filter: Option<&str>, count: &mut Co
     }
     let others = others(stages)?;
     let image = binaries::image_folder()?;
-    binaries::image(stages, &image, false)?;
+    binaries::image(stages, &image)?;
     // One selection of packages, features and targets for all of it: another one would compile most crates again, clouds' SDKs among them.
     let selection = ["--locked", "--workspace", "--exclude", "xtask", "--features", FEATURES];
     stages.run("build all programs and tests", || {

@@ -4,24 +4,25 @@ use std::net::SocketAddr;
 use std::time::SystemTime;
 
 use async_trait::async_trait;
-use peerpods_evidence::{Expected, InitdataState, RootOfTrust, Trust};
+use peerpods_evidence::{Endorsement, Expected, InitdataState, RootOfTrust, Trust};
 use peerpods_tunnel::credential::{Credential, NodeKey};
-use peerpods_tunnel::node::{self, BindError, EvidenceMessage};
+use peerpods_tunnel::node::{self, BindError, EvidenceMessage, Verdict};
 use peerpods_tunnel::{PORT, RefusalCode};
 
 use super::{BindFailure, BindObserver, BindTarget, Bound, PodVms, chain};
 
-/// Binds with this node's key.
+/// Binds with this node's key, after evidence that these files and the built-in roots vouch for.
 #[derive(Debug)]
 pub struct TunnelBinder {
     key: NodeKey,
+    trust: Trust,
     port: u16,
 }
 
 impl TunnelBinder {
     /// Pod VMs listen on the guest channel's port.
-    pub fn new(key: NodeKey) -> Self {
-        Self { key, port: PORT }
+    pub fn new(key: NodeKey, trust: Trust) -> Self {
+        Self { key, trust, port: PORT }
     }
 
     /// The same for pod VMs of tests, which listen on any port.
@@ -36,13 +37,25 @@ impl PodVms for TunnelBinder {
         let credential = Credential { chain: target.chain.to_vec(), key: self.key.clone() };
         let initdata = target.request.initdata.as_deref();
         let mut attested_key = target.attested_key;
-        let verify = |message: &EvidenceMessage| -> Result<(), String> {
-            observer.evidence_arrived()?;
-            verify(&target, message, expected_initdata(initdata, attested_key == Some(message.pin))?)?;
+        let mut asked: Option<Endorsement> = None;
+        let verify = |message: &EvidenceMessage| -> Result<Verdict, String> {
+            let endorsed = match (asked.take(), &message.activated) {
+                (Some(asked), Some(answer)) => Some(asked.trust(answer, &self.trust).map_err(|error| chain(&error))?),
+                _ => {
+                    observer.evidence_arrived()?;
+                    asked = endorsement(&target, &self.trust, message)?;
+                    if let Some(asked) = &asked {
+                        return Ok(Verdict::Challenge(asked.challenge()));
+                    }
+                    None
+                }
+            };
+            let trust = endorsed.as_ref().unwrap_or(&self.trust);
+            verify(&target, trust, message, expected_initdata(initdata, attested_key == Some(message.pin))?)?;
             observer.attested(message.pin)?;
             // Bind is sent now; if its answer is lost, the next try finds a pod VM that may have taken it.
             attested_key = Some(message.pin);
-            Ok(())
+            Ok(Verdict::Trusted)
         };
         let addr = SocketAddr::new(target.address, self.port);
         let bound = node::bind(addr, target.instance_id, &credential, target.request, verify, target.deadline).await;
@@ -60,7 +73,15 @@ fn expected_initdata(initdata: Option<&str>, may_be_bound: bool) -> Result<Initd
     peerpods_evidence::initdata::digest(initdata).map(InitdataState::ResetOrExtended).map_err(|error| chain(&error))
 }
 
-fn verify(target: &BindTarget<'_>, message: &EvidenceMessage, initdata: InitdataState) -> Result<(), String> {
+/// What the pod VM's TPM must be asked, where the class wants a TPM that somebody vouches for and its endorsement key is what is known.
+fn endorsement(target: &BindTarget<'_>, trust: &Trust, message: &EvidenceMessage) -> Result<Option<Endorsement>, String> {
+    if target.root_of_trust == RootOfTrust::Insecure || message.tee != target.tee || message.activated.is_some() {
+        return Ok(None);
+    }
+    Endorsement::of(target.tee, &message.evidence, trust).map_err(|error| chain(&error))
+}
+
+fn verify(target: &BindTarget<'_>, trust: &Trust, message: &EvidenceMessage, initdata: InitdataState) -> Result<(), String> {
     let tee = target.tee;
     if message.tee != tee {
         return Err(format!(
@@ -74,9 +95,16 @@ fn verify(target: &BindTarget<'_>, message: &EvidenceMessage, initdata: Initdata
         root_of_trust: target.root_of_trust,
         reference_values: target.reference_values.clone(),
     };
-    let appraisal = peerpods_evidence::verify(tee, &message.evidence, &expected, &Trust::default(), SystemTime::now());
-    if appraisal.map_err(|error| chain(&error))?.root_of_trust == RootOfTrust::Insecure {
+    let appraisal = peerpods_evidence::verify(tee, &message.evidence, &expected, trust, SystemTime::now());
+    let appraisal = appraisal.map_err(|error| chain(&error))?;
+    if appraisal.root_of_trust == RootOfTrust::Insecure {
         tracing::warn!(tee, "this evidence protects nothing: the class says so");
+    }
+    if appraisal.claims["tcb_status"] == "Unknown" {
+        tracing::warn!(
+            tee,
+            "whether the platform's firmware is up to date is unknown: give the node Intel's files by trust.tdx_collateral"
+        );
     }
     Ok(())
 }

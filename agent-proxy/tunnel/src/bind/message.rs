@@ -1,4 +1,7 @@
 //! The messages, as JSON. Order on the wire: Hello, Evidence, Bind, Answer; an Answer may also take the place of Evidence.
+//!
+//! Between Evidence and Bind the node may ask once for what only the hardware behind the evidence can answer: Activate, Activated. A guest
+//! of a release without that refuses Activate as a bad Bind and is left as it was.
 
 use base64::engine::general_purpose::STANDARD;
 use serde::{Deserialize, Serialize};
@@ -113,6 +116,31 @@ pub(crate) struct Evidence {
     pub(crate) tee: String,
     #[serde(with = "base64_bytes")]
     pub(crate) evidence: Vec<u8>,
+}
+
+/// Asks the guest for a proof beside its evidence. What challenge and answer are is for the evidence's format.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct Activate {
+    pub(crate) version: u32,
+    #[serde(with = "base64_bytes")]
+    pub(crate) challenge: Vec<u8>,
+}
+
+/// The guest's answer to Activate.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct Activated {
+    #[serde(with = "base64_bytes")]
+    pub(crate) activated: Vec<u8>,
+}
+
+/// What may follow Activate.
+#[derive(Debug, Deserialize)]
+#[serde(untagged)]
+pub(crate) enum ActivateReply {
+    Activated(Activated),
+    Answer(Answer),
 }
 
 /// The guest's last word.

@@ -4,10 +4,12 @@ mod message;
 mod report;
 mod wire;
 
-pub(crate) use message::{Answer, Evidence, Hello, Reply};
+pub(crate) use message::{Activate, ActivateReply, Activated, Answer, Evidence, Hello, Reply};
 pub use message::{BIND_VERSION, BindRequest, Pod, Refusal, RefusalCode};
 pub(crate) use report::{EXPORTER_LABEL, report_data};
-pub(crate) use wire::{MAX_ANSWER, MAX_BIND, MAX_EVIDENCE, MAX_HELLO, WireError, decode, decode_versioned, encode, receive, send};
+pub(crate) use wire::{
+    MAX_ACTIVATE, MAX_ANSWER, MAX_BIND, MAX_EVIDENCE, MAX_HELLO, WireError, decode, decode_versioned, encode, is_activate, receive, send,
+};
 
 /// 64 lower-case hex digits as bytes.
 pub(crate) fn decode_hex32(text: &str) -> Option<[u8; 32]> {

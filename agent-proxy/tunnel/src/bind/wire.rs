@@ -14,6 +14,8 @@ pub(crate) const MAX_HELLO: usize = 4 << 10;
 pub(crate) const MAX_EVIDENCE: usize = 2 << 20;
 /// Largest Bind.
 pub(crate) const MAX_BIND: usize = 1 << 20;
+/// Largest Activate, and largest answer to it: a credential for an RSA key has some 350 bytes.
+pub(crate) const MAX_ACTIVATE: usize = 8 << 10;
 /// Largest Answer.
 pub(crate) const MAX_ANSWER: usize = 64 << 10;
 
@@ -55,6 +57,15 @@ pub(crate) fn decode<T: DeserializeOwned>(bytes: &[u8]) -> Result<T, Refusal> {
     serde_json::from_slice(bytes).map_err(|error| Refusal::new(RefusalCode::BadRequest, error.to_string()))
 }
 
+/// Whether a message that could be Bind is Activate.
+pub(crate) fn is_activate(bytes: &[u8]) -> bool {
+    #[derive(Deserialize)]
+    struct Kind {
+        challenge: Option<serde::de::IgnoredAny>,
+    }
+    bytes.len() <= MAX_ACTIVATE && serde_json::from_slice::<Kind>(bytes).is_ok_and(|kind| kind.challenge.is_some())
+}
+
 /// Decodes a message that starts with its version; an unknown one is refused by its number, whatever else the message holds.
 pub(crate) fn decode_versioned<T: DeserializeOwned>(bytes: &[u8]) -> Result<T, Refusal> {
     #[derive(Deserialize)]
@@ -72,7 +83,7 @@ pub(crate) fn decode_versioned<T: DeserializeOwned>(bytes: &[u8]) -> Result<T, R
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::bind::{Answer, Evidence, Hello, Reply};
+    use crate::bind::{Activate, Activated, Answer, Evidence, Hello, Reply};
     use crate::{BindRequest, Pod};
     use std::fmt::Debug;
 
@@ -100,6 +111,12 @@ mod tests {
         let golden = include_bytes!("../../../../tests/compat/bind/v1/bind-minimal.json");
         let pod = Pod { uid: None, ..request.pod.clone() };
         unchanged(golden, &BindRequest { pod, network: serde_json::Value::Null, initdata: None, ..request });
+        assert!(!is_activate(golden));
+        let golden = include_bytes!("../../../../tests/compat/bind/v1/activate.json");
+        unchanged(golden, &Activate { version: 1, challenge: vec![0, 1, 2, 255] });
+        assert!(is_activate(golden));
+        let golden = include_bytes!("../../../../tests/compat/bind/v1/activated.json");
+        unchanged(golden, &Activated { activated: vec![3, 4, 5] });
         let golden = include_bytes!("../../../../tests/compat/bind/v1/answer-bound.json");
         unchanged(golden, &Answer::Bound);
         let golden = include_bytes!("../../../../tests/compat/bind/v1/answer-refused.json");

@@ -14,8 +14,8 @@ use tokio::time::timeout;
 
 use super::{BindHandler, GuestLimits};
 use crate::bind::{
-    Answer, EXPORTER_LABEL, Evidence, Hello, MAX_ANSWER, MAX_BIND, MAX_EVIDENCE, MAX_HELLO, WireError, decode_hex32, decode_versioned,
-    encode, receive, report_data, send,
+    Activate, Activated, Answer, EXPORTER_LABEL, Evidence, Hello, MAX_ACTIVATE, MAX_ANSWER, MAX_BIND, MAX_EVIDENCE, MAX_HELLO, WireError,
+    decode_hex32, decode_versioned, encode, is_activate, receive, report_data, send,
 };
 use crate::credential::{Assignment, verify_chain};
 use crate::tls::{AgentKeys, TlsStream, exporter};
@@ -90,10 +90,18 @@ impl Binding {
         let hello: Hello = decode_versioned(&hello).map_err(BindEnd::Refused)?;
         let assignment = self.assignment(stream).map_err(BindEnd::Refused)?;
         let exporter = exporter(stream, EXPORTER_LABEL, None).map_err(BindEnd::Exporter)?;
-        let evidence = self.evidence(report_data(&exporter, &hello.nonce, &self.spki_der)).await.map_err(BindEnd::Refused)?;
+        let report_data = report_data(&exporter, &hello.nonce, &self.spki_der);
+        let evidence = self.turn("evidence", self.handler.evidence(report_data)).await.map_err(BindEnd::Refused)?;
         let evidence = encode(&Evidence { tee: self.tee.clone(), evidence });
         self.within("reading evidence", send(stream, &evidence, MAX_EVIDENCE)).await?;
-        let bytes = self.within("Bind", receive(stream, MAX_BIND)).await?;
+        let mut bytes = self.within("Bind", receive(stream, MAX_BIND)).await?;
+        if is_activate(&bytes) {
+            let Activate { challenge, .. } = decode_versioned(&bytes).map_err(BindEnd::Refused)?;
+            let activated = self.turn("answer to a challenge", self.handler.activate(challenge)).await.map_err(BindEnd::Refused)?;
+            let activated = encode(&Activated { activated });
+            self.within("reading an answer to a challenge", send(stream, &activated, MAX_ACTIVATE)).await?;
+            bytes = self.within("Bind", receive(stream, MAX_BIND)).await?;
+        }
         let request: BindRequest = decode_versioned(&bytes).map_err(BindEnd::Refused)?;
         Ok(self.take(&assignment.node, &bytes, &request).await)
     }
@@ -117,12 +125,13 @@ impl Binding {
         Ok(assignment)
     }
 
-    async fn evidence(&self, report_data: [u8; 48]) -> Result<Vec<u8>, Refusal> {
+    /// One connection's work for the hardware.
+    async fn turn(&self, what: &str, work: impl Future<Output = Result<Vec<u8>, Refusal>>) -> Result<Vec<u8>, Refusal> {
         let limit = self.limits.evidence_timeout;
         let busy = |_| Refusal::new(RefusalCode::Busy, "evidence is being made for others");
         let _turn = timeout(limit, self.attesting.lock()).await.map_err(busy)?;
-        let late = |_| Refusal::new(RefusalCode::EvidenceFailed, format!("no evidence within {limit:?}"));
-        timeout(limit, self.handler.evidence(report_data)).await.map_err(late)?
+        let late = |_| Refusal::new(RefusalCode::EvidenceFailed, format!("no {what} within {limit:?}"));
+        timeout(limit, work).await.map_err(late)?
     }
 
     /// The one decision: first, same again, or another one.

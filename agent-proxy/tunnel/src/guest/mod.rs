@@ -45,6 +45,10 @@ pub trait BindHandler: Send + Sync + 'static {
     /// Makes evidence with this report data. May be called many times before the VM is bound, never two at once.
     async fn evidence(&self, report_data: [u8; 48]) -> Result<Vec<u8>, Refusal>;
 
+    /// Answers a challenge about the hardware behind the evidence. May be called many times before and after the VM is bound, never two at
+    /// once and never together with `evidence`.
+    async fn activate(&self, challenge: Vec<u8>) -> Result<Vec<u8>, Refusal>;
+
     /// Measures the initdata and sets the pod up. Called at most once: its answer, good or bad, is the answer to every later
     /// Bind with the same bytes, and all others are refused.
     async fn bind(&self, request: &BindRequest) -> Result<(), Refusal>;

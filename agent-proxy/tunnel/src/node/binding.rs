@@ -11,10 +11,10 @@ use tokio::net::TcpStream;
 use tokio::time::{Instant, timeout_at};
 use tokio_rustls::TlsConnector;
 
-use super::{BindError, Bound, EvidenceMessage, Pin};
+use super::{BindError, Bound, EvidenceMessage, Pin, Verdict};
 use crate::bind::{
-    Answer, BIND_VERSION, EXPORTER_LABEL, Hello, MAX_ANSWER, MAX_BIND, MAX_EVIDENCE, MAX_HELLO, Reply, WireError, decode, encode, receive,
-    report_data, send,
+    Activate, ActivateReply, Answer, BIND_VERSION, EXPORTER_LABEL, Hello, MAX_ACTIVATE, MAX_ANSWER, MAX_BIND, MAX_EVIDENCE, MAX_HELLO,
+    Reply, WireError, decode, encode, receive, report_data, send,
 };
 use crate::credential::Credential;
 use crate::tls::{TlsStream, bind_client, dial, exporter, spki_of};
@@ -53,7 +53,7 @@ pub async fn bind(
     instance_id: &str,
     credential: &Credential,
     request: &BindRequest,
-    mut verify: impl FnMut(&EvidenceMessage) -> Result<(), String> + Send,
+    mut verify: impl FnMut(&EvidenceMessage) -> Result<Verdict, String> + Send,
     deadline: Duration,
 ) -> Result<Bound, BindError> {
     let end = Instant::now() + deadline;
@@ -87,7 +87,7 @@ async fn attempt(
     addr: SocketAddr,
     config: &Arc<ClientConfig>,
     request: &[u8],
-    verify: &mut (impl FnMut(&EvidenceMessage) -> Result<(), String> + Send),
+    verify: &mut (impl FnMut(&EvidenceMessage) -> Result<Verdict, String> + Send),
     end: Instant,
 ) -> Result<Bound, Attempt> {
     let again = |what: &str, error: io::Error| Attempt::Again(format!("{what}: {error}"));
@@ -97,8 +97,15 @@ async fn attempt(
     let tcp = timeout_at(until(CONNECT), dial(addr, USER_TIMEOUT, None)).await.map_err(late("connect"))?;
     let tcp = tcp.map_err(|error| again("connect", error))?;
     let begin = Instant::now();
-    let (mut stream, evidence, pin) = timeout_at(until(ATTEST), attest(tcp, config)).await.map_err(late("attest"))??;
-    verify(&evidence).map_err(|why| Attempt::Final(BindError::Unverified(why)))?;
+    let (mut stream, mut evidence, pin) = timeout_at(until(ATTEST), attest(tcp, config)).await.map_err(late("attest"))??;
+    let unverified = |why| Attempt::Final(BindError::Unverified(why));
+    if let Verdict::Challenge(challenge) = verify(&evidence).map_err(unverified)? {
+        let asked = timeout_at(until(ATTEST), activate(&mut stream, challenge));
+        evidence.activated = Some(asked.await.map_err(late("challenge"))??);
+        if verify(&evidence).map_err(unverified)? != Verdict::Trusted {
+            return Err(unverified("a second challenge on one connection".to_owned()));
+        }
+    }
     let attest_ms = u64::try_from(begin.elapsed().as_millis()).unwrap_or(u64::MAX);
 
     let ask = async {
@@ -133,7 +140,21 @@ async fn attest(tcp: TcpStream, config: &Arc<ClientConfig>) -> Result<(TlsStream
     let [certificate, ..] = certificates else { return Err(protocol("no certificate".to_owned())) };
     let spki = spki_of(certificate).map_err(|error| protocol(error.to_string()))?;
     let (pin, report_data) = (Pin::of_spki(&spki), report_data(&exporter, &nonce, &spki));
-    Ok((stream, EvidenceMessage { tee: evidence.tee, evidence: evidence.evidence, report_data, pin }, pin))
+    Ok((stream, EvidenceMessage { tee: evidence.tee, evidence: evidence.evidence, report_data, pin, activated: None }, pin))
+}
+
+async fn activate(stream: &mut TlsStream, challenge: Vec<u8>) -> Result<Vec<u8>, Attempt> {
+    send(stream, &encode(&Activate { version: BIND_VERSION, challenge }), MAX_ACTIVATE).await.map_err(failed)?;
+    let reply = receive(stream, MAX_ANSWER).await.map_err(failed)?;
+    match decode(&reply).map_err(malformed)? {
+        ActivateReply::Activated(answer) => Ok(answer.activated),
+        ActivateReply::Answer(Answer::Refused(refusal)) if refusal.code == RefusalCode::BadRequest => {
+            let text = format!("the pod VM does not answer a challenge: {refusal}; next: use a pod VM image of this node's release");
+            Err(Attempt::Final(BindError::Unverified(text)))
+        }
+        ActivateReply::Answer(Answer::Refused(refusal)) => Err(refused(refusal)),
+        ActivateReply::Answer(Answer::Bound) => Err(Attempt::Final(BindError::Protocol("an answer before the request".to_owned()))),
+    }
 }
 
 /// A cut connection is worth another attempt; an alert, or bytes that are not TLS, is an answer.

@@ -64,6 +64,17 @@ pub struct EvidenceMessage {
     pub report_data: [u8; 48],
     /// The key that the peer of this connection holds.
     pub pin: Pin,
+    /// The VM's answer to the caller's challenge, once there was one.
+    pub activated: Option<Vec<u8>>,
+}
+
+/// What the caller makes of evidence that it does not refuse.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Verdict {
+    /// The VM gets its pod.
+    Trusted,
+    /// The VM must answer this first; the evidence is then shown again, with the answer. Once for a connection.
+    Challenge(Vec<u8>),
 }
 
 /// A VM that has taken the Bind.

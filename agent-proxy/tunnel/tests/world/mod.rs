@@ -12,7 +12,7 @@ use std::time::{Duration, SystemTime};
 use async_trait::async_trait;
 use peerpods_tunnel::credential::{BinderCa, Credential, NodeKey};
 use peerpods_tunnel::guest::{BindHandler, GuestConfig, GuestEndpoint, GuestLimits, Streams};
-use peerpods_tunnel::node::{BindError, Bound, EvidenceMessage, bind};
+use peerpods_tunnel::node::{BindError, Bound, EvidenceMessage, Verdict, bind};
 use peerpods_tunnel::user_data::UserData;
 use peerpods_tunnel::{AgentStream, BindRequest, Pod, Refusal, ResumeOptions};
 use tokio::net::TcpListener;
@@ -59,8 +59,8 @@ impl World {
 }
 
 /// Evidence of [`Counting`] is its report data.
-pub(crate) fn check(message: &EvidenceMessage) -> Result<(), String> {
-    if message.evidence == message.report_data { Ok(()) } else { Err("report data differs".to_owned()) }
+pub(crate) fn check(message: &EvidenceMessage) -> Result<Verdict, String> {
+    if message.evidence == message.report_data { Ok(Verdict::Trusted) } else { Err("report data differs".to_owned()) }
 }
 
 /// Counts calls, and gives the answers it is told to give.
@@ -71,6 +71,8 @@ pub(crate) struct Counting {
     pub(crate) answer: Mutex<Option<Refusal>>,
     /// Replaces the evidence.
     pub(crate) lie: Mutex<Option<Vec<u8>>>,
+    /// Given in place of the answer to a challenge, which is its bytes backwards.
+    pub(crate) no_activation: Mutex<Option<Refusal>>,
 }
 
 #[derive(Clone, Default)]
@@ -81,6 +83,11 @@ impl BindHandler for Handler {
     async fn evidence(&self, report_data: [u8; 48]) -> Result<Vec<u8>, Refusal> {
         self.0.evidence.fetch_add(1, Ordering::SeqCst);
         Ok(self.0.lie.lock().unwrap().clone().unwrap_or_else(|| report_data.to_vec()))
+    }
+
+    async fn activate(&self, mut challenge: Vec<u8>) -> Result<Vec<u8>, Refusal> {
+        challenge.reverse();
+        self.0.no_activation.lock().unwrap().clone().map_or(Ok(challenge), Err)
     }
 
     async fn bind(&self, _request: &BindRequest) -> Result<(), Refusal> {

@@ -11,11 +11,12 @@ use std::time::Duration;
 use peerpods_cloud_api::settings::local::{Accelerator, LocalSettings};
 
 use super::facts::{Canary, Facts};
+use super::process::end_within;
 use super::qemu::{self, Executor, Image};
-use super::{MachineError, ProcessId, console, spawn, tsc};
+use super::{MachineError, console, spawn, tsc};
 
 /// A kernel on working KVM takes less than a second.
-const CANARY_LIMIT: Duration = Duration::from_secs(15);
+pub(crate) const CANARY_LIMIT: Duration = Duration::from_secs(15);
 
 /// Chooses by the settings and, for KVM, by a canary, whose result lasts until the next boot or kernel.
 pub(crate) fn choose(settings: &LocalSettings, image: &Image) -> Result<Executor, MachineError> {
@@ -66,17 +67,13 @@ fn boot_canary(state_dir: &Path, image: &Image) -> Result<Option<String>, Machin
         command.args(["-append", "console=ttyS0 panic=-1 reboot=t", "-serial"]).arg(format!("file:{}", console_log.display()));
         command.args(["-nodefaults", "-no-user-config", "-display", "none", "-no-reboot"]);
         let mut child = command.stdin(Stdio::null()).stdout(errors.try_clone()?).stderr(errors).spawn()?;
-        let id = ProcessId::of(i32::try_from(child.id()).map_err(io::Error::other)?);
-        let has_ended = id.and_then(|id| id.wait(CANARY_LIMIT)).unwrap_or(false);
-        if !has_ended {
-            child.kill()?;
-        }
-        let status = child.wait()?;
+        let ended = end_within(&mut child, CANARY_LIMIT)?;
         let said = console::tail(&console_log)?;
-        if has_ended && status.success() && said.contains("Kernel panic") {
-            return Ok(None);
-        }
-        let why = if has_ended { format!("QEMU ended with {status}") } else { format!("no end within {CANARY_LIMIT:?}") };
+        let why = match ended {
+            Some(status) if status.success() && said.contains("Kernel panic") => return Ok(None),
+            Some(status) => format!("QEMU ended with {status}"),
+            None => format!("no end within {CANARY_LIMIT:?}"),
+        };
         Ok(Some(format!("{why}; it said {:?}, the guest {said:?}", console::tail(&errors_log)?)))
     };
     let failure = run().map_err(MachineError::file("run canary in", state_dir));

@@ -9,10 +9,14 @@ use std::time::{Duration, Instant};
 use nix::errno::Errno;
 use nix::fcntl::{Flock, FlockArg};
 
-use super::MachineError;
+use super::{MachineError, accelerator, tpm};
 
-/// How long a lock may be held by somebody else: longer than a machine's start, shorter than the provider's deadline.
-const LOCK_LIMIT: Duration = Duration::from_secs(45);
+/// How long a lock may be held by somebody else: longer than the longest steps that are taken under one, making the authority of software
+/// TPMs and trying KVM, and shorter than the provider's deadline. A machine's own lock is held for all of its start, whose steps at their
+/// slowest take longer together; whoever meets that gets [`MachineError::Lock`] and tries again.
+pub(crate) const LOCK_LIMIT: Duration = Duration::from_secs(45);
+
+const _: () = assert!(LOCK_LIMIT.as_secs() > tpm::SETUP_LIMIT.as_secs() && LOCK_LIMIT.as_secs() > accelerator::CANARY_LIMIT.as_secs());
 
 /// `flock` has no time limit of its own, so it is tried this often.
 const LOCK_PAUSE: Duration = Duration::from_millis(5);
@@ -55,6 +59,17 @@ pub(crate) fn write_durably(path: &Path, content: &[u8]) -> Result<(), MachineEr
 /// Makes renames in a folder last.
 pub(crate) fn sync_folder(folder: &Path) -> io::Result<()> {
     File::open(folder)?.sync_all()
+}
+
+/// Makes the files of a folder that holds files alone last, and their names.
+pub(crate) fn sync_files(folder: &Path) -> Result<(), MachineError> {
+    let sync = || -> io::Result<()> {
+        for entry in fs::read_dir(folder)? {
+            File::open(entry?.path())?.sync_all()?;
+        }
+        sync_folder(folder)
+    };
+    sync().map_err(MachineError::file("sync", folder))
 }
 
 /// A file's content; `None` when there is none.

@@ -4,6 +4,7 @@
 //! `run DIR` is that process: it waits for one byte, then does what `DIR/start.json` says and becomes the machine by `exec`.
 //! `bound PARENT PROGRAM ...` becomes a program that cannot outlive its parent, the process of that id.
 //! `contained PARENT PROGRAM ...` runs one in a PID namespace, so that what it starts cannot outlive the parent either.
+//! `first PROGRAM ...` becomes the program as the first process of that namespace.
 //!
 //! Both of the first two answer on standard output: `pid N` or `error TEXT`. End-of-file without an error means that `exec` went well.
 
@@ -15,8 +16,9 @@ use std::os::fd::{AsFd as _, OwnedFd};
 use std::os::unix::ffi::OsStrExt as _;
 use std::os::unix::process::CommandExt as _;
 use std::path::{Path, PathBuf};
-use std::process::{Command, ExitCode};
+use std::process::{Command, ExitCode, Stdio};
 
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sched::{CloneFlags, unshare};
 use nix::sys::signal::Signal;
 use serde::{Deserialize, Serialize};
@@ -54,6 +56,7 @@ pub fn machine_helper_main(args: impl IntoIterator<Item = OsString>) -> ExitCode
         [role, folder] if role == "start" => start(Path::new(folder)),
         [role, folder] if role == "run" => run(Path::new(folder)),
         [role, parent, program, rest @ ..] if role == "bound" => bind(parent).and_then(|()| bound_exec(program, rest)),
+        [role, program, rest @ ..] if role == "first" => bind_from_inside().and_then(|()| bound_exec(program, rest)),
         [role, parent, program, rest @ ..] if role == "contained" => bind(parent).and_then(|()| contained(program, rest)),
         _ => Err(format!("{MACHINE_HELPER} is started by this program alone")),
     };
@@ -158,9 +161,27 @@ fn exec(program: &Path, arguments: &[String]) -> Result<Infallible, String> {
 
 /// Dies with the parent, which may have died already.
 fn bind(parent: &OsString) -> Result<(), String> {
-    nix::sys::prctl::set_pdeathsig(Signal::SIGKILL).map_err(|error| format!("binding the process to its parent: {error}"))?;
+    die_with_parent()?;
     let now = nix::unistd::getppid();
     if parent.to_str() == Some(&now.to_string()) { Ok(()) } else { Err(format!("parent {parent:?} is gone")) }
+}
+
+/// Dies with a parent outside of this PID namespace. Its id is 0 here whether it lives or not, but standard input is a pipe whose other end
+/// it alone holds and writes nothing to: that is closed before the kernel looks for whom to signal.
+fn bind_from_inside() -> Result<(), String> {
+    die_with_parent()?;
+    let stdin = std::io::stdin();
+    match poll(&mut [PollFd::new(stdin.as_fd(), PollFlags::POLLIN)], PollTimeout::ZERO) {
+        Ok(0) => {}
+        Ok(_) => return Err("the parent outside of the namespace is gone".to_owned()),
+        Err(error) => return Err(format!("looking at standard input: {error}")),
+    }
+    let null = File::open("/dev/null").map_err(|error| format!("opening /dev/null: {error}"))?;
+    nix::unistd::dup2_stdin(null).map_err(|error| format!("redirecting standard input: {error}"))
+}
+
+fn die_with_parent() -> Result<(), String> {
+    nix::sys::prctl::set_pdeathsig(Signal::SIGKILL).map_err(|error| format!("binding the process to its parent: {error}"))
 }
 
 fn bound_exec(program: &OsString, arguments: &[OsString]) -> Result<(), String> {
@@ -170,9 +191,13 @@ fn bound_exec(program: &OsString, arguments: &[OsString]) -> Result<(), String> 
 fn contained(program: &OsString, arguments: &[OsString]) -> Result<(), String> {
     unshare(CloneFlags::CLONE_NEWPID).map_err(|error| format!("making a PID namespace: {error}"))?;
     let mut command = Command::new("/proc/self/exe");
-    // Seen from the new namespace, a parent outside has the id 0. The program is PID 1 there, and all others end with it.
-    command.args([MACHINE_HELPER, "bound", "0"]).arg(program).args(arguments);
-    let status = command.status().map_err(|error| format!("running {}: {error}", program.display()))?;
+    // The program is PID 1 of the new namespace, and all others there end with it.
+    command.args([MACHINE_HELPER, "first"]).arg(program).args(arguments).stdin(Stdio::piped());
+    let failed = |error| format!("running {}: {error}", program.display());
+    let mut child = command.spawn().map_err(failed)?;
+    // Taken, as waiting would close it, and held until the child's end.
+    let _held = child.stdin.take();
+    let status = child.wait().map_err(failed)?;
     if status.success() { Ok(()) } else { Err(format!("{} ended with {status}", program.display())) }
 }
 

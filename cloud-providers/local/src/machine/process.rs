@@ -2,6 +2,7 @@
 
 use std::io;
 use std::os::fd::{AsFd as _, OwnedFd};
+use std::process::{Child, ExitStatus};
 use std::time::{Duration, Instant};
 
 use nix::errno::Errno;
@@ -71,6 +72,21 @@ impl ProcessId {
     }
 }
 
+/// Waits for the end of a child, at most so long, and then kills it. `None` when it had to be killed.
+pub(crate) fn end_within(child: &mut Child, limit: Duration) -> io::Result<Option<ExitStatus>> {
+    let open = || -> io::Result<OwnedFd> {
+        let pid = i32::try_from(child.id()).ok().and_then(Pid::from_raw).ok_or(io::ErrorKind::InvalidInput)?;
+        // Nobody else reaps it, so that the pid is its own.
+        Ok(pidfd_open(pid, PidfdFlags::empty())?)
+    };
+    let has_ended = open().and_then(|pidfd| wait(&pidfd, limit)).unwrap_or(false);
+    if !has_ended {
+        child.kill()?;
+    }
+    let status = child.wait()?;
+    Ok(has_ended.then_some(status))
+}
+
 fn wait(pidfd: &OwnedFd, limit: Duration) -> io::Result<bool> {
     let begin = Instant::now();
     loop {
@@ -136,5 +152,19 @@ mod tests {
         assert!(id.kill(Duration::from_secs(10)).expect("kill"));
         assert!(!id.is_alive());
         assert!(Stat::read(id.pid).is_err(), "reaped");
+    }
+
+    #[test]
+    fn child_ends_by_itself_or_at_the_limit() {
+        let sh = |script: &str| std::process::Command::new("/bin/sh").args(["-c", script]).spawn().expect("sh");
+        let mut child = sh("exit 7");
+        // As one that has ended before anybody looks.
+        let pid = Pid::from_raw(child.id().try_into().expect("pid")).expect("pid");
+        let pidfd = pidfd_open(pid, PidfdFlags::empty()).expect("a descriptor");
+        assert!(wait(&pidfd, Duration::from_secs(10)).expect("its end"));
+        assert_eq!(end_within(&mut child, Duration::from_secs(10)).expect("end").and_then(|status| status.code()), Some(7));
+        let mut child = sh("sleep 1000");
+        assert_eq!(end_within(&mut child, Duration::ZERO).expect("end"), None);
+        assert!(child.try_wait().expect("reaped").is_some());
     }
 }

@@ -9,6 +9,7 @@ use std::time::{Duration, Instant};
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 
 use super::helper::{MACHINE_HELPER, PATH};
+use super::process::end_within;
 use super::{MachineError, ProcessId};
 
 /// How long the helper may take for either of its steps; it takes milliseconds on an idle host.
@@ -41,7 +42,10 @@ impl Waiting {
             return Err(start_machine("the helper has no pipes"));
         };
         let said = read(&mut report, Until::Line);
-        let ended = helper.wait().map_err(MachineError::file("wait for", Path::new("/proc/self/exe")))?;
+        // One that has not said its line in time will not end by itself either.
+        let left = if said.is_ok() { LIMIT } else { Duration::ZERO };
+        let ended = end_within(&mut helper, left).map_err(MachineError::file("wait for", Path::new("/proc/self/exe")))?;
+        let ended = ended.map_or_else(|| "does not end".to_owned(), |status| format!("ends with {status}"));
         let said = said.map_err(|error| start_machine(format!("the helper says nothing: {error}")))?;
         let Some(pid) = said.strip_prefix("pid ").and_then(|pid| pid.trim().parse().ok()) else {
             return Err(start_machine(format!("the helper says {said:?} and {ended}")));

@@ -2,7 +2,8 @@
 //! whoever is root here can make it say anything.
 //!
 //! * Its state is `tpm/` in the machine's folder, made by `swtpm_setup` with certificates of the endorsement keys from the one authority
-//!   of the state folder, `<state_dir>/tpm-ca/`. An authority without the file `complete` is half made and is made anew.
+//!   of the state folder, `<state_dir>/tpm-ca/`. An authority without the file `complete` is half made and is made
+//!   anew; that file is written when all others are on the disk.
 //! * While it is made, all its processes are in a PID namespace that ends with us: nothing goes on behind the back of whoever tries again.
 //! * While it runs it is a child of the machine's process, which becomes QEMU, and the kernel kills it when that ends (`PR_SET_PDEATHSIG`).
 //!   So it needs no record of its own, and there is no moment at which it could be lost.
@@ -15,8 +16,9 @@ use std::path::{Path, PathBuf};
 use std::process::Stdio;
 use std::time::Duration;
 
-use super::files::{self, create_folder, none_if_missing, write_durably};
-use super::{CrashPoints, MachineError, ProcessId, console, helper, spawn};
+use super::files::{self, create_folder, none_if_missing, sync_files, write_durably};
+use super::process::end_within;
+use super::{CrashPoints, MachineError, console, helper, spawn};
 
 /// The TPM, package `swtpm`.
 pub(crate) const PROGRAM: &str = "swtpm";
@@ -28,7 +30,7 @@ const SETUP: &str = "swtpm_setup";
 pub(crate) const SOCKET: &str = "tpm.sock";
 
 /// How long making a state may take. Two RSA keys take one second here, the authority's own ones some more.
-const SETUP_LIMIT: Duration = Duration::from_secs(40);
+pub(crate) const SETUP_LIMIT: Duration = Duration::from_secs(40);
 
 /// The end of an authority's making.
 const COMPLETE: &str = "complete";
@@ -66,7 +68,11 @@ pub(crate) fn make(state_dir: &Path, folder: &Path, crash_points: &CrashPoints) 
         crash_points.pass("tpm-authority-begun");
         run_setup(&setup, folder)?;
         crash_points.pass("tpm-authority-made");
+        // Keys first: after a power cut the mark must not stand for files that never reached the disk.
+        sync_files(&authority)?;
+        crash_points.pass("tpm-authority-synced");
         write_durably(&complete, b"")?;
+        crash_points.pass("tpm-authority-complete");
     }
     crash_points.pass("tpm-made");
     Ok(program)
@@ -106,16 +112,10 @@ fn run_setup(program: &Path, folder: &Path) -> Result<(), MachineError> {
         // Its own files, too, are the machine's.
         command.current_dir(folder).env("TMPDIR", ".");
         let mut child = command.stdin(Stdio::null()).stdout(output.try_clone()?).stderr(output).spawn()?;
-        let id = ProcessId::of(i32::try_from(child.id()).map_err(io::Error::other)?);
-        let has_ended = id.and_then(|id| id.wait(SETUP_LIMIT)).unwrap_or(false);
-        if !has_ended {
-            child.kill()?;
-        }
-        let status = child.wait()?;
-        let why = match (has_ended, status.success()) {
-            (true, true) => return Ok(None),
-            (true, false) => format!("it ended with {status}"),
-            (false, _) => format!("no end within {SETUP_LIMIT:?}"),
+        let why = match end_within(&mut child, SETUP_LIMIT)? {
+            Some(status) if status.success() => return Ok(None),
+            Some(status) => format!("it ended with {status}"),
+            None => format!("no end within {SETUP_LIMIT:?}"),
         };
         Ok(Some(format!("{why}: {}", console::tail(&log)?)))
     };

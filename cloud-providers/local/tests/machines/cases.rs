@@ -8,7 +8,7 @@ use crate::{crashes, measured, microvm, sandbox};
 
 type Case = (&'static str, fn());
 
-const CASES: [Case; 16] = [
+const CASES: [Case; 18] = [
     ("sandbox_machine_has_its_own_world_and_is_deleted_without_trace", sandbox::machine_has_its_own_world_and_is_deleted_without_trace),
     ("sandbox_machine_outlives_its_provider_and_is_found_by_another", sandbox::machine_outlives_its_provider_and_is_found_by_another),
     (
@@ -27,6 +27,11 @@ const CASES: [Case; 16] = [
     ("microvm_with_a_bogus_kernel_fails_with_qemus_own_words", microvm::with_a_bogus_kernel_fails_with_qemus_own_words),
     ("measured_machine_has_a_tpm_that_goes_with_it", measured::machine_has_a_tpm_that_goes_with_it),
     ("measured_launch_survives_crashes_while_its_tpm_is_made", measured::launch_survives_crashes_while_its_tpm_is_made),
+    (
+        "first_process_of_a_namespace_does_nothing_without_its_parent",
+        measured::first_process_of_a_namespace_does_nothing_without_its_parent,
+    ),
+    ("measured_making_a_tpm_ends_with_the_program", measured::making_a_tpm_ends_with_the_program),
     ("measured_settings_without_firmware_are_refused", measured::settings_without_firmware_are_refused),
 ];
 

@@ -1,16 +1,19 @@
 //! Machines with a software TPM: real QEMU, firmware and swtpm; the disk is empty, so that firmware finds nothing to boot.
 
+use std::fs::Permissions;
+use std::os::unix::fs::PermissionsExt as _;
 use std::path::Path;
+use std::process::{Command, Stdio};
 
 use anyhow::{Context as _, Result, bail, ensure};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use peerpods_cloud_api::settings::local::{Firmware, Level, LocalSettings};
 use peerpods_cloud_api::{CloudProvider as _, InstanceState, ProviderError};
-use peerpods_cloud_local::LocalProvider;
 use peerpods_cloud_local::machine::Host;
+use peerpods_cloud_local::{LocalProvider, MACHINE_HELPER};
 
-use crate::crashes::crash_at;
+use crate::crashes::{ROLE, crash_at};
 use crate::microvm::make_image;
 use crate::world::{self, World, eventually, in_world, names, owner, request};
 
@@ -70,7 +73,15 @@ pub(crate) fn launch_survives_crashes_while_its_tpm_is_made() {
     in_world(Level::Qemu, |world| async move {
         make_disk_image(&world)?;
         let provider = LocalProvider::new(settings(&world.state_dir()))?;
-        for step in ["tpm-authority-begun", "tpm-authority-made", "tpm-made", "process-told-to-go"] {
+        let steps = [
+            "tpm-authority-begun",
+            "tpm-authority-made",
+            "tpm-authority-synced",
+            "tpm-authority-complete",
+            "tpm-made",
+            "process-told-to-go",
+        ];
+        for step in steps {
             let died = crash_at(&world, "measured", step, "launch")?;
             ensure!(died.as_deref() == Some(step), "{died:?} instead of {step}");
             let launched = provider.launch(&request("token-1", 2, "stay")).await.with_context(|| format!("after {step}"))?.instances;
@@ -84,6 +95,59 @@ pub(crate) fn launch_survives_crashes_while_its_tpm_is_made() {
             std::fs::remove_dir_all(world.state_dir().join("tpm-ca"))?;
         }
         Ok(())
+    });
+}
+
+/// The first process of a namespace cannot see the id of a parent outside, and so cannot tell by it that it came too late.
+pub(crate) fn first_process_of_a_namespace_does_nothing_without_its_parent() {
+    let first = |stdin: Stdio| {
+        let mut command = Command::new("/proc/self/exe");
+        command.args([MACHINE_HELPER, "first", "/bin/sh", "-c", "cat; echo it runs"]).stdin(stdin).stdout(Stdio::piped());
+        command.spawn().expect("the helper")
+    };
+    let said = |child: std::process::Child| {
+        let out = child.wait_with_output().expect("its end");
+        (out.status.success(), String::from_utf8_lossy(&out.stdout).trim().to_owned())
+    };
+    let (here, parent) = std::io::pipe().expect("a pipe");
+    assert_eq!(said(first(here.try_clone().expect("a copy").into())), (true, "it runs".to_owned()), "and reads nothing");
+    drop(parent);
+    assert_eq!(said(first(here.into())), (false, "error the parent outside of the namespace is gone".to_owned()));
+}
+
+/// Killed while `swtpm_setup` runs, here one that never ends and starts others.
+pub(crate) fn making_a_tpm_ends_with_the_program() {
+    in_world(Level::Qemu, |world| async move {
+        make_disk_image(&world)?;
+        let bin = world.folder.path().join("bin");
+        std::fs::create_dir(&bin)?;
+        std::fs::write(bin.join("swtpm_setup"), "#!/bin/sh\nsetsid sleep 1000 &\nsleep 1000\n")?;
+        std::fs::set_permissions(bin.join("swtpm_setup"), Permissions::from_mode(0o755))?;
+        let mut command = Command::new(std::env::current_exe()?);
+        command.arg(ROLE).arg(world.state_dir()).args(["measured", "never", "launch"]);
+        command.env("PATH", format!("{}:{}", bin.display(), std::env::var("PATH")?));
+        let mut program = command.spawn()?;
+        let running = || -> Vec<String> {
+            let machines = world.state_dir().join("machines");
+            names(&machines).iter().flat_map(|machine| programs_in(&machines.join(machine))).collect()
+        };
+        let sleeping = || running().iter().filter(|name| *name == "sleep").count();
+        eventually("a TPM is being made", || {
+            ensure!(sleeping() == 2, "{:?}", running());
+            Ok(())
+        })
+        .await?;
+        program.kill()?;
+        program.wait()?;
+        eventually("nothing goes on", || {
+            ensure!(running().is_empty(), "{:?}", running());
+            Ok(())
+        })
+        .await?;
+        let provider = LocalProvider::new(settings(&world.state_dir()))?;
+        let launched = provider.launch(&request("token-1", 2, "stay")).await?.instances;
+        ensure!(launched.len() == 2, "{launched:?}");
+        world.delete_all(&provider).await
     });
 }
 

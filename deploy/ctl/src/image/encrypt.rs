@@ -105,10 +105,16 @@ pub(crate) fn encrypt(source: &Path, target: &Path, key_id: &KeyId, key: Option<
     if target.extension().is_some_and(|extension| extension == "tar") {
         let archive = staging.path().join("layout.tar");
         to.archive(&archive)?;
-        std::fs::rename(&archive, target).map_err(io_error("write", target))?;
+        // Nor is one taken away that came since.
+        let archive = tempfile::TempPath::try_from_path(archive).map_err(io_error("write", target))?;
+        archive.persist_noclobber(target).map_err(|error| match error.error.kind() {
+            std::io::ErrorKind::AlreadyExists => LayoutError::Exists { path: target.to_owned() },
+            _ => io_error("write", target)(error.error),
+        })?;
     } else {
         std::fs::rename(&folder, target).map_err(io_error("write", target))?;
     }
+    key_file::sync_folder_of(target).map_err(io_error("write", target))?;
     let is_new_key = key.is_none();
     Ok(Encrypted { target: target.to_owned(), key: key_path, is_new_key, key_id: key_id.clone(), images, layers, left_out })
 }

@@ -209,7 +209,8 @@ impl Layout {
         for name in names {
             tar.append_path_with_name(blobs.join(&name), Path::new("blobs/sha256").join(&name)).map_err(failed)?;
         }
-        tar.into_inner().and_then(|mut buffer| buffer.flush()).map_err(failed)
+        let file = tar.into_inner().and_then(|buffer| buffer.into_inner().map_err(|error| error.into_error())).map_err(failed)?;
+        file.sync_all().map_err(failed)
     }
 
     fn blob(&self, digest: &Digest) -> PathBuf {

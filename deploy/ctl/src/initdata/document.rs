@@ -10,7 +10,7 @@ use base64::engine::general_purpose::STANDARD;
 use flate2::read::GzDecoder;
 use flate2::{Compression, GzBuilder};
 use peerpods_evidence::initdata::{self, Initdata, InitdataError};
-use sha2::{Digest as _, Sha256};
+use peerpods_evidence::register;
 
 /// Initdata that parses, with its text.
 #[derive(Debug, PartialEq, Eq)]
@@ -35,6 +35,8 @@ pub(crate) struct Registers {
     pub(crate) host_data: [u8; 32],
     /// TDX: the digest, cut or filled with zeros.
     pub(crate) mrconfigid: [u8; 48],
+    /// TDX: register 3 after the digest was extended into it; `None` for a digest that is longer than the register.
+    pub(crate) rtmr3: Option<[u8; 48]>,
     /// TPM: register 8 after the digest was extended into it; `None` for a digest of another length than the register's.
     pub(crate) pcr08: Option<[u8; 32]>,
 }
@@ -119,8 +121,8 @@ impl Document {
     /// What evidence holds of it.
     pub(crate) fn registers(&self) -> Registers {
         let digest = self.digest();
-        let pcr08 = (digest.len() == 32).then(|| Sha256::new().chain_update([0; 32]).chain_update(&digest).finalize().into());
-        Registers { host_data: fitted(&digest), mrconfigid: fitted(&digest), pcr08 }
+        let (pcr08, rtmr3) = (register::pcr_after(&digest).ok(), register::rtmr_after(&digest).ok());
+        Registers { host_data: fitted(&digest), mrconfigid: fitted(&digest), rtmr3, pcr08 }
     }
 }
 
@@ -134,6 +136,11 @@ pub(super) fn aa_toml(url: &str, certificate: Option<&str>) -> String {
 pub(super) fn cdh_toml(url: &str, certificate: Option<&str>) -> String {
     let certificate = certificate.map_or_else(String::new, |pem| format!("kbs_cert = {}\n", multi_line(pem)));
     format!("[kbc]\nname = \"cc_kbc\"\nurl = {}\n{certificate}", quoted(url))
+}
+
+/// The part of cdh.toml that says which images the guest may run: a policy.json (containers-policy.json(5)) as text.
+pub(super) fn image_policy_toml(json: &str) -> String {
+    format!("[image]\nimage_security_policy = {}\n", multi_line(json))
 }
 
 fn decompressed(annotation: &str) -> Result<String, DocumentError> {
@@ -181,6 +188,8 @@ fn fitted<const N: usize>(digest: &[u8]) -> [u8; N] {
 
 #[cfg(test)]
 mod tests {
+    use sha2::{Digest as _, Sha256};
+
     use super::*;
 
     fn files(contents: &[(&str, &str)]) -> BTreeMap<String, String> {
@@ -225,6 +234,9 @@ mod tests {
         assert_eq!(longer.registers().host_data, longer.digest()[..32]);
         assert_eq!(longer.registers().mrconfigid.as_slice(), longer.digest());
         assert_eq!(longer.registers().pcr08, None);
+        let mut extended = vec![0; 48];
+        extended.extend(longer.digest());
+        assert_eq!(longer.registers().rtmr3.unwrap().as_slice(), sha2::Sha384::digest(extended).as_slice());
     }
 
     #[test]

@@ -21,13 +21,14 @@ default ListInterfacesRequest := true
 default ListRoutesRequest := true
 default OnlineCPUMemRequest := true
 default PauseContainerRequest := true
+default PortForwardRequest := false
 default ReadStreamRequest := false
 default RemoveContainerRequest := true
 default RemoveStaleVirtiofsShareMountsRequest := true
 default ReseedRandomDevRequest := true
 default ResumeContainerRequest := true
 default SetPolicyRequest := false
-default SignalProcessRequest := true
+default SignalProcessRequest := false
 default StartContainerRequest := true
 default StatsContainerRequest := true
 default TtyWinResizeRequest := true
@@ -44,24 +45,42 @@ ReadStreamRequest if policy_data.allow_output
 
 WriteStreamRequest if policy_data.allow_input
 
+# A connection from the node to what listens in the pod.
+PortForwardRequest if input.port in policy_data.forwarded_ports
+
+# As the kubelet ends containers: TERM, KILL, or what the image or the manifest has in place of TERM.
+SignalProcessRequest if input.signal in policy_data.common.signals
+
+SignalProcessRequest if {
+	input.exec_id in ["", input.container_id]
+	input.signal in container_of(input.container_id).signals
+}
+
 CreateSandboxRequest if {
 	count(input.kernel_modules) == 0
 	input.guest_hook_path == ""
 	every storage in input.storages {
+		storage.mount_point == "/run/kata-containers/sandbox/shm"
 		storage.driver == "ephemeral"
-		is_guest_path(storage.mount_point)
+		is_tmpfs(storage)
 	}
 }
 
-CreateContainerRequest if {
+# Which container of the manifest an id is, is remembered: exec and signals are judged by it.
+CreateContainerRequest := {"allowed": true, "ops": [{"op": "add", "path": concat("/", ["/pstate", input.container_id]), "value": remembered}]} if {
 	is_null(input.string_user)
 	is_null(input.OCI.Hooks)
 	count(input.devices) == 0
 	count(input.shared_mounts) == 0
 	allows_shared_processes
-	regex.match("^/run/kata-containers/[0-9A-Za-z._-]+/rootfs$", input.OCI.Root.Path)
+	is_id(input.container_id)
+	is_id(sandbox_id)
+	every _, other in data.pstate {
+		other.sandbox == sandbox_id
+	}
+	input.OCI.Root.Path == rootfs
 
-	some container in policy_data.containers
+	some index, container in policy_data.containers
 	print("CreateContainerRequest: trying", container.name)
 	allows_annotations(container, input.OCI.Annotations)
 	print("CreateContainerRequest: process")
@@ -71,22 +90,45 @@ CreateContainerRequest if {
 	print("CreateContainerRequest: image")
 	allows_image(container, input.storages)
 	print("CreateContainerRequest: mounts")
-	every mount in input.OCI.Mounts {
-		allows_mount(container, mount)
+	allows_mounts(container, input.OCI.Mounts)
+	print("CreateContainerRequest: linux")
+	allows_linux(container, input.OCI.Linux)
+	remembered := {"container": index, "sandbox": sandbox_id}
+}
+
+RemoveContainerRequest := {"allowed": true, "ops": [{"op": "remove", "path": concat("/", ["/pstate", input.container_id])}]} if {
+	data.pstate[input.container_id]
+}
+
+sandbox_id := input.OCI.Annotations["io.kubernetes.cri.sandbox-id"]
+
+rootfs := concat("/", ["/run/kata-containers", input.container_id, "rootfs"])
+
+is_id(text) if regex.match("^[0-9A-Za-z_-]+$", text)
+
+container_of(id) := policy_data.containers[data.pstate[id].container]
+
+# Only what is listed for this container; it runs as the container does.
+ExecProcessRequest if {
+	is_null(input.string_user)
+	container := container_of(input.container_id)
+	input.process.Args in container.exec_commands
+	input.process.Cwd == container.OCI.Process.Cwd
+	allows_user(container, input.process.User)
+	allows_privileges(container, input.process)
+	has_distinct_names(input.process.Env)
+	every variable in input.process.Env {
+		allows_exec_variable(container, variable)
 	}
 }
 
-# Only what is listed; it runs as one of the containers would.
-ExecProcessRequest if {
-	is_null(input.string_user)
-	input.process.Args in policy_data.exec_commands
-	some container in policy_data.containers
-	allows_user(container, input.process.User)
-	allows_privileges(container, input.process)
-	every variable in input.process.Env {
-		allows_variable(container, variable)
-	}
+# containerd adds it where somebody has a terminal.
+allows_exec_variable(_, variable) if {
+	input.process.Terminal
+	variable == "TERM=xterm"
 }
+
+allows_exec_variable(container, variable) if allows_variable(container, variable)
 
 CopyFileRequest if {
 	input.file_type == "Regular"
@@ -125,6 +167,9 @@ allows_annotations(container, annotations) if {
 	}
 	regex.match(policy_data.common.pod, annotations["io.kubernetes.cri.sandbox-name"])
 	regex.match(policy_data.common.namespace, annotations["io.kubernetes.cri.sandbox-namespace"])
+
+	# The guest tells the node what is in that file.
+	object.get(annotations, "io.kubernetes.container.terminationMessagePath", container.termination_log) == container.termination_log
 }
 
 allows_annotation(container, annotations, name, _) if {
@@ -143,6 +188,7 @@ allows_process(container, process) if {
 	process.Terminal == container.OCI.Process.Terminal
 	allows_user(container, process.User)
 	allows_privileges(container, process)
+	has_distinct_names(process.Env)
 	every variable in container.OCI.Process.Env {
 		variable in process.Env
 	}
@@ -184,46 +230,125 @@ allows_variable(container, variable) if {
 	regex.match(pattern, variable)
 }
 
-allows_variable(_, variable) if {
+# What the node adds is known by its form, and has no name that the manifest or the image uses.
+allows_variable(container, variable) if {
+	not name_of(variable) in container.env_names
 	some pattern in policy_data.common.env_patterns
 	regex.match(pattern, variable)
 }
 
-# One image, by its digest; beside it only empty volumes.
+name_of(variable) := name if {
+	parts := split(variable, "=")
+	name := parts[0]
+}
+
+# Of two with one name it would be chance which counts.
+has_distinct_names(variables) if {
+	count({name_of(variable) | some variable in variables}) == count(variables)
+}
+
+# One image, by its digest; beside it the volumes that the container mounts.
 allows_image(container, storages) if {
 	images := [storage | some storage in storages; storage.driver == "image_guest_pull"]
 	count(images) == 1
 	regex.match(container.image, images[0].source)
 	every storage in storages {
-		allows_storage(storage)
+		allows_storage(container, storage)
 	}
 }
 
-allows_storage(storage) if {
+# Without the option that joins the processes of another container.
+allows_storage(_, storage) if {
 	storage.driver == "image_guest_pull"
-	regex.match("^/run/kata-containers/[0-9A-Za-z._-]+/rootfs$", storage.mount_point)
+	storage.mount_point == rootfs
+	every option in storage.driver_options {
+		regex.match("^(image_guest_pull|peerpods\\.config)=", option)
+	}
 }
 
-allows_storage(storage) if {
-	storage.driver in ["ephemeral", "local"]
-	is_guest_path(storage.mount_point)
+allows_storage(container, storage) if {
+	some allowed in container.storages
+	storage.driver == allowed.driver
+	is_tmpfs_or_local(storage)
+	storage.driver_options == allowed.driver_options
+	regex.match(with_ids(allowed.mount_point), storage.mount_point)
+	not climbs(storage.mount_point)
 }
 
-allows_mount(_, mount) if {
-	mount.type_ in ["cgroup", "cgroup2", "devpts", "mqueue", "proc", "sysfs", "tmpfs"]
-	mount.destination in policy_data.common.kernel_mounts
+is_tmpfs_or_local(storage) if {
+	storage.driver == "local"
+	storage.fstype == "local"
+}
+
+is_tmpfs_or_local(storage) if {
+	storage.driver == "ephemeral"
+	is_tmpfs(storage)
+}
+
+is_tmpfs(storage) if {
+	storage.fstype == "tmpfs"
+	storage.source in ["shm", "tmpfs"]
+	not is_bound(storage.options)
+}
+
+allows_mounts(container, mounts) if {
+	every mount in mounts {
+		allows_mount(container, mount)
+	}
+	every allowed in container.mounts {
+		is_mounted(allowed, mounts)
+	}
+}
+
+is_mounted(allowed, _) if not allowed.required
+
+is_mounted(allowed, mounts) if {
+	some mount in mounts
+	is_mount_of(allowed, mount)
 }
 
 allows_mount(container, mount) if {
-	mount.type_ in ["bind", "local"]
-	mount.destination in container.mounts
-	is_guest_path(mount.source)
+	mount.type_ in policy_data.common.kernel_mounts[mount.destination]
+	not is_bound(mount.options)
+	allows_kernel_options(container, mount)
 }
 
-is_guest_path(path) if {
-	regex.match("^/run/kata-containers/(sandbox|shared/containers)/", path)
-	not climbs(path)
+allows_mount(container, mount) if {
+	some allowed in container.mounts
+	is_mount_of(allowed, mount)
 }
+
+is_mount_of(allowed, mount) if {
+	trim_right(mount.destination, "/") == allowed.destination
+	mount.type_ == allowed.type
+	regex.match(with_ids(allowed.source), mount.source)
+	not climbs(mount.source)
+	every option in mount.options {
+		option in policy_data.common.mount_options
+	}
+	is_as_read_only(allowed, mount.options)
+}
+
+is_as_read_only(allowed, _) if not allowed.read_only
+
+is_as_read_only(_, options) if {
+	"ro" in options
+	not "rw" in options
+}
+
+# The kernel's settings are for privileged containers to change.
+allows_kernel_options(_, mount) if not mount.type_ in ["cgroup", "cgroup2", "sysfs"]
+
+allows_kernel_options(_, mount) if is_as_read_only({"read_only": true}, mount.options)
+
+allows_kernel_options(container, _) if container.privileged
+
+is_bound(options) if {
+	some option in ["bind", "rbind", "remount"]
+	option in options
+}
+
+with_ids(pattern) := replace(replace(pattern, "$(container)", input.container_id), "$(sandbox)", sandbox_id)
 
 climbs(path) if ".." in split(path, "/")
 

@@ -4,5 +4,5 @@ use serde_json::Value;
 
 /// The text of a policy.
 pub(crate) fn render(data: &Value) -> String {
-    format!("{}policy_data := {data:#}\n", include_str!("agent.rego"))
+    format!("{}{}policy_data := {data:#}\n", include_str!("agent.rego"), include_str!("linux.rego"))
 }

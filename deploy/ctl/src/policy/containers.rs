@@ -4,6 +4,7 @@
 //! is an error that says how to state it. What is only unknown is a warning.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::num::NonZeroU16;
 
 use serde_json::{Value, json};
 
@@ -11,6 +12,8 @@ use super::environment::{self, Environment};
 use super::expand::{self, escaped};
 use super::image::{ImageConfig, Reference};
 use super::manifest::{Container, Workload};
+use super::mounts::{self, Mounts};
+use super::security;
 
 /// What the command line adds to the manifest.
 #[derive(Debug, Default)]
@@ -23,6 +26,8 @@ pub(crate) struct Additions {
     pub(crate) exec: Vec<Vec<String>>,
     /// Variables that may have any value.
     pub(crate) any_value: BTreeSet<String>,
+    /// Ports of the pod that the node may connect to.
+    pub(crate) forwarded_ports: BTreeSet<NonZeroU16>,
     /// Whether the node may not see the containers' output.
     pub(crate) deny_output: bool,
 }
@@ -45,41 +50,61 @@ pub(crate) struct PolicyData {
     pub(crate) warnings: Vec<String>,
 }
 
-/// containerd's, which every container gets that asks for nothing else.
-const DEFAULT_CAPABILITIES: [&str; 14] = [
-    "AUDIT_WRITE",
-    "CHOWN",
-    "DAC_OVERRIDE",
-    "FOWNER",
-    "FSETID",
-    "KILL",
-    "MKNOD",
-    "NET_BIND_SERVICE",
-    "NET_RAW",
-    "SETFCAP",
-    "SETGID",
-    "SETPCAP",
-    "SETUID",
-    "SYS_CHROOT",
-];
-/// Mounted into every container.
-const COMMON_MOUNTS: [&str; 4] = ["/dev/shm", "/etc/hostname", "/etc/hosts", "/etc/resolv.conf"];
-const TOKEN: &str = "/var/run/secrets/kubernetes.io/serviceaccount";
-const TERMINATION_LOG: &str = "/dev/termination-log";
 /// What images get that do not set it.
 const DEFAULT_PATH: &str = "PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
 /// A copied file or folder: the container, a number that tells mounts apart, and the last part of the mount's path.
 const COPY: &str = "^/run/kata-containers/shared/containers/[0-9a-f]{64}-[0-9a-f]{16}-";
-const ANNOTATIONS: &str = r"^(io\.kubernetes\.(cri|container|pod)\.|io\.katacontainers\.|nerdctl/)";
+const ANNOTATIONS: &str = r"^(io\.kubernetes\.(cri|container|pod)\.|io\.katacontainers\.|nerdctl/|peerpods\.io/)";
+/// How the kubelet ends containers and what runs in them: TERM, then KILL.
+const SIGNALS: [u32; 2] = [15, 9];
+/// Devices that every container has, so that naming them asks for nothing.
+const DEVICES: [(&str, &str, u32, u32); 7] = [
+    ("/dev/console", "c", 5, 1),
+    ("/dev/full", "c", 1, 7),
+    ("/dev/null", "c", 1, 3),
+    ("/dev/random", "c", 1, 8),
+    ("/dev/tty", "c", 5, 0),
+    ("/dev/urandom", "c", 1, 9),
+    ("/dev/zero", "c", 1, 5),
+];
+/// Of bind mounts: they bind, and take rights away.
+const MOUNT_OPTIONS: [&str; 14] = [
+    "bind",
+    "nodev",
+    "noexec",
+    "nosuid",
+    "private",
+    "rbind",
+    "relatime",
+    "ro",
+    "rprivate",
+    "rslave",
+    "rw",
+    "slave",
+    "noatime",
+    "nosymfollow",
+];
+/// As the kubelet asks for them in every container that does not want /proc unmasked.
+const MASKED: [&str; 9] = [
+    "/proc/acpi",
+    "/proc/kcore",
+    "/proc/keys",
+    "/proc/latency_stats",
+    "/proc/sched_debug",
+    "/proc/scsi",
+    "/proc/timer_list",
+    "/proc/timer_stats",
+    "/sys/firmware",
+];
+const READ_ONLY: [&str; 5] = ["/proc/bus", "/proc/fs", "/proc/irq", "/proc/sys", "/proc/sysrq-trigger"];
 const NAMESPACE: &str = "[a-z0-9]([-a-z0-9]*[a-z0-9])?";
 
 /// Makes the data.
 pub(crate) fn policy_data(workload: &Workload, additions: &Additions) -> Result<PolicyData, Unclear> {
     let spec = &workload.spec;
     let mut warnings = Vec::new();
-    let mut containers = vec![sandbox()];
-    let mut exec = additions.exec.clone();
-    let (mut files, mut trees) = (BTreeSet::from(["hostname".to_owned(), "hosts".to_owned(), escaped("resolv.conf")]), BTreeSet::new());
+    let mut containers = vec![sandbox(workload)];
+    let (mut files, mut trees) = (BTreeSet::new(), BTreeSet::new());
     let all = || spec.init_containers.iter().chain(&spec.containers);
     for (name, _) in
         additions.digests.iter().map(|(name, digest)| (name, digest)).chain(additions.image_configs.keys().map(|name| (name, name)))
@@ -90,19 +115,12 @@ pub(crate) fn policy_data(workload: &Workload, additions: &Additions) -> Result<
         }
     }
     for container in all() {
-        let (data, commands) = self::container(workload, container, additions, &mut warnings)?;
+        let (data, mounts) = self::container(workload, container, additions, &mut warnings)?;
         containers.push(data);
-        exec.extend(commands);
-        let last = |path: &str| path.trim_end_matches('/').rsplit('/').next().map(escaped).unwrap_or_default();
-        files.insert(last(container.termination_message_path.as_deref().unwrap_or(TERMINATION_LOG)));
+        files.extend(mounts.files);
         // A sub path is one file; what is a folder and what a file only the node knows.
-        trees.extend(container.volume_mounts.iter().map(|mount| last(&mount.mount_path)));
+        trees.extend(mounts.trees);
     }
-    if spec.automount_service_account_token != Some(false) {
-        trees.insert(last_of_token());
-    }
-    exec.sort();
-    exec.dedup();
     let pod = match (workload.is_template, escaped(&workload.name)) {
         (false, name) => format!("^{name}$"),
         (true, name) => format!("^{name}-[-a-z0-9]+$"),
@@ -111,28 +129,38 @@ pub(crate) fn policy_data(workload: &Workload, additions: &Additions) -> Result<
         "common": {
             "annotations": ANNOTATIONS,
             "copy": COPY,
-            "env_patterns": environment::COMMON_PATTERNS,
-            "kernel_mounts": ["/dev", "/dev/mqueue", "/dev/pts", "/dev/shm", "/proc", "/sys", "/sys/fs/cgroup"],
+            "devices": DEVICES,
+            "env_patterns": environment::common_patterns(spec.enable_service_links),
+            "kernel_mounts": {
+                "/dev": ["tmpfs"],
+                "/dev/mqueue": ["mqueue"],
+                "/dev/pts": ["devpts"],
+                "/dev/shm": ["tmpfs"],
+                "/proc": ["proc"],
+                "/sys": ["sysfs"],
+                "/sys/fs/cgroup": ["cgroup", "cgroup2"],
+            },
+            "masked_paths": MASKED,
+            "mount_options": MOUNT_OPTIONS,
             "namespace": workload.namespace.as_deref().map_or_else(|| format!("^{NAMESPACE}$"), |name| format!("^{}$", escaped(name))),
             "pod": pod,
+            "read_only_paths": READ_ONLY,
+            "signals": SIGNALS,
         },
         "allow_input": spec.containers.iter().any(|container| container.stdin),
         "allow_output": !additions.deny_output,
+        "forwarded_ports": additions.forwarded_ports,
         "containers": containers,
         "copied_files": files,
         "copied_trees": trees,
-        "exec_commands": exec,
         "share_processes": spec.share_process_namespace,
     });
     Ok(PolicyData { data, warnings })
 }
 
-fn last_of_token() -> String {
-    TOKEN.rsplit('/').next().unwrap_or_default().to_owned()
-}
-
 /// The pause container, which the guest brings itself.
-fn sandbox() -> Value {
+fn sandbox(workload: &Workload) -> Value {
+    let mounts = mounts::of_sandbox();
     json!({
         "name": "sandbox",
         "image": "^pause$",
@@ -143,9 +171,18 @@ fn sandbox() -> Value {
             "Root": {"Readonly": true},
         },
         "allow_escalation": true,
-        "capabilities": DEFAULT_CAPABILITIES,
+        "capabilities": security::DEFAULT_CAPABILITIES,
+        "env_names": ["PATH"],
         "env_patterns": [format!("^{}$", escaped(DEFAULT_PATH)), "^PATH=/bin:/sbin:/usr/bin:/usr/sbin$"],
-        "mounts": COMMON_MOUNTS,
+        "exec_commands": [],
+        "mounts": mounts.mounts,
+        "privileged": false,
+        "seccomp": true,
+        "signals": [],
+        "storages": mounts.storages,
+        "sysctls": security::sysctls(workload, true),
+        "termination_log": "",
+        "unmasked": true,
     })
 }
 
@@ -154,7 +191,7 @@ fn container(
     container: &Container,
     additions: &Additions,
     warnings: &mut Vec<String>,
-) -> Result<(Value, Vec<Vec<String>>), Unclear> {
+) -> Result<(Value, Mounts), Unclear> {
     let name = &container.name;
     let config = additions.image_configs.get(name);
     let unclear = |problem: &str, next: &str| unclear(name, problem, next);
@@ -177,7 +214,7 @@ fn container(
         unclear("its command is the image's, which is not known", &next)
     })?)?;
     if config.is_none() {
-        let known = "its working directory, user and environment are taken to be the default";
+        let known = "its working directory, user, environment and stop signal are taken to be the default";
         warnings.push(format!("container {name}: the image's configuration is not known, so {known}; --image-config {name}=FILE gives it"));
     }
     let hooks = [
@@ -187,11 +224,18 @@ fn container(
         &container.lifecycle.post_start,
         &container.lifecycle.pre_stop,
     ];
-    let commands = hooks.iter().filter_map(|hook| hook.exec.as_ref()).map(|exec| expanded(&exec.command)).collect::<Result<_, _>>()?;
+    let commands = hooks.iter().filter_map(|hook| hook.exec.as_ref()).map(|exec| expanded(&exec.command));
+    let mut commands: BTreeSet<Vec<String>> = commands.collect::<Result<_, _>>()?;
+    commands.extend(additions.exec.iter().cloned());
+    let stop_signal = security::stop_signal(container, config).map_err(|name| {
+        unclear(&format!("it is to be stopped by {name:?}, which is no signal"), "correct its stopSignal, or its image's")
+    })?;
+    let mounts =
+        mounts::of(workload, container, config, &environment).map_err(|mounts::Unclear { problem, next }| unclear(&problem, next))?;
     let cwd = container.working_dir.clone().or_else(|| config.map(|config| config.working_dir.clone()));
     let cwd = cwd.filter(|cwd| !cwd.is_empty()).unwrap_or_else(|| "/".to_owned());
     let context = &container.security_context;
-    let user = user(workload, container, config, warnings);
+    let user = security::user(workload, container, config, warnings);
     let (mut required, mut patterns) = environment.rules();
     if environment.value("PATH").is_none() {
         patterns.push(format!("^{}$", escaped(DEFAULT_PATH)));
@@ -214,11 +258,20 @@ fn container(
             "Root": {"Readonly": context.read_only_root_filesystem},
         },
         "allow_escalation": context.allow_privilege_escalation != Some(false),
-        "capabilities": capabilities(container),
+        "capabilities": security::capabilities(container),
+        "env_names": environment.names(),
         "env_patterns": patterns,
-        "mounts": mounts(workload, container, config),
+        "exec_commands": commands,
+        "mounts": mounts.mounts,
+        "privileged": context.privileged,
+        "seccomp": security::has_seccomp(workload, container),
+        "signals": Vec::from_iter(stop_signal),
+        "storages": mounts.storages,
+        "sysctls": security::sysctls(workload, false),
+        "termination_log": mounts::termination_log(container),
+        "unmasked": security::is_unmasked(container),
     });
-    Ok((data, commands))
+    Ok((data, mounts))
 }
 
 fn unclear(container: &str, problem: &str, next: &str) -> Unclear {
@@ -254,49 +307,6 @@ fn command(container: &Container, config: Option<&ImageConfig>) -> Option<Vec<St
     };
     words.shrink_to_fit();
     (!words.is_empty()).then_some(words)
-}
-
-/// Members of `User` that are known.
-fn user(workload: &Workload, container: &Container, config: Option<&ImageConfig>, warnings: &mut Vec<String>) -> Value {
-    let (own, pod) = (&container.security_context, &workload.spec.security_context);
-    let image = config.map(|config| config.user.as_str());
-    let (image_user, image_group) = match image.map(|user| user.split_once(':').unwrap_or((user, ""))) {
-        Some(("", _)) => (Some(0), Some(0)),
-        Some((user, group)) => (user.parse::<u32>().ok(), group.parse::<u32>().ok()),
-        None => (None, None),
-    };
-    let uid = own.run_as_user.or(pod.run_as_user).or(image_user);
-    let gid = own.run_as_group.or(pod.run_as_group).or(image_group.filter(|_| own.run_as_user.or(pod.run_as_user).is_none()));
-    if uid.is_none() {
-        let name = &container.name;
-        warnings.push(format!("container {name}: the node decides as which user it runs; securityContext.runAsUser states it"));
-    }
-    let members = [("UID", uid), ("GID", gid)];
-    Value::Object(members.into_iter().filter_map(|(name, id)| Some((name.to_owned(), json!(id?)))).collect())
-}
-
-/// Null is all of them.
-fn capabilities(container: &Container) -> Value {
-    let context = &container.security_context;
-    let plain = |names: &[String]| names.iter().map(|name| name.trim_start_matches("CAP_").to_owned()).collect::<BTreeSet<_>>();
-    let (add, drop) = (plain(&context.capabilities.add), plain(&context.capabilities.drop));
-    if context.privileged || add.contains("ALL") {
-        return Value::Null;
-    }
-    let kept = DEFAULT_CAPABILITIES.iter().filter(|name| !drop.contains("ALL") && !drop.contains(**name));
-    let all: BTreeSet<String> = kept.map(|name| (*name).to_owned()).chain(add).collect();
-    json!(all)
-}
-
-fn mounts(workload: &Workload, container: &Container, config: Option<&ImageConfig>) -> BTreeSet<String> {
-    let mut mounts: BTreeSet<String> = COMMON_MOUNTS.iter().map(|path| (*path).to_owned()).collect();
-    mounts.insert(container.termination_message_path.clone().unwrap_or_else(|| TERMINATION_LOG.to_owned()));
-    if workload.spec.automount_service_account_token != Some(false) {
-        mounts.insert(TOKEN.to_owned());
-    }
-    mounts.extend(container.volume_mounts.iter().map(|mount| mount.mount_path.clone()));
-    mounts.extend(config.and_then(|config| config.volumes.as_ref()).into_iter().flat_map(|volumes| volumes.keys().cloned()));
-    mounts
 }
 
 #[cfg(test)]
@@ -372,7 +382,7 @@ mod tests {
             let made = data(&format!("{image}, securityContext: {context}"), &Additions::default()).unwrap();
             made.data["containers"][1]["capabilities"].clone()
         };
-        assert_eq!(set("{}"), json!(DEFAULT_CAPABILITIES));
+        assert_eq!(set("{}"), json!(security::DEFAULT_CAPABILITIES));
         assert_eq!(set("{capabilities: {drop: [ALL], add: [CAP_NET_ADMIN]}}"), json!(["NET_ADMIN"]));
         assert_eq!(set("{privileged: true}"), Value::Null);
         assert_eq!(set("{capabilities: {drop: [KILL]}}").as_array().unwrap().len(), 13);

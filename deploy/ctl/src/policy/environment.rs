@@ -22,15 +22,15 @@ pub(crate) struct Unclear {
     pub(crate) next: String,
 }
 
-/// What Kubernetes adds for each service, and containerd.
-pub(crate) const COMMON_PATTERNS: [&str; 6] = [
-    "^HOSTNAME=[a-z0-9]([-.a-z0-9]*[a-z0-9])?$",
-    r"^[A-Z_][A-Z0-9_]*_SERVICE_HOST=[0-9a-f.:]+$",
-    r"^[A-Z_][A-Z0-9_]*_SERVICE_PORT(_[A-Z0-9_]+)?=[0-9]{1,5}$",
-    r"^[A-Z_][A-Z0-9_]*_PORT=(tcp|udp|sctp)://[0-9a-f.:\[\]]+$",
-    r"^[A-Z_][A-Z0-9_]*_PORT_[0-9]{1,5}_(TCP|UDP|SCTP)=(tcp|udp|sctp)://[0-9a-f.:\[\]]+$",
-    r"^[A-Z_][A-Z0-9_]*_PORT_[0-9]{1,5}_(TCP|UDP|SCTP)_(PROTO=(tcp|udp|sctp)|PORT=[0-9]{1,5}|ADDR=[0-9a-f.:]+)$",
+/// What Kubernetes adds for each service, behind its name.
+const SERVICE_PATTERNS: [&str; 5] = [
+    "_SERVICE_HOST=[0-9a-f.:]+$",
+    "_SERVICE_PORT(_[A-Z0-9_]+)?=[0-9]{1,5}$",
+    r"_PORT=(tcp|udp|sctp)://[0-9a-f.:\[\]]+$",
+    r"_PORT_[0-9]{1,5}_(TCP|UDP|SCTP)=(tcp|udp|sctp)://[0-9a-f.:\[\]]+$",
+    "_PORT_[0-9]{1,5}_(TCP|UDP|SCTP)_(PROTO=(tcp|udp|sctp)|PORT=[0-9]{1,5}|ADDR=[0-9a-f.:]+)$",
 ];
+const HOSTNAME: &str = "^HOSTNAME=[a-z0-9]([-.a-z0-9]*[a-z0-9])?$";
 
 const ADDRESS: &str = "[0-9a-f.:]+";
 const ADDRESSES: &str = "[0-9a-f.:,]+";
@@ -39,6 +39,12 @@ const UID: &str = "[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}";
 /// What the guest opens, and whose signature it checks.
 const SEALED: &str = r"sealed\.[0-9A-Za-z_-]+\.[0-9A-Za-z_-]+\.[0-9A-Za-z_-]+";
 const ANYTHING: &str = "(?s:.*)";
+
+/// What the node may add under names that neither manifest nor image have. Without service links that is the API server alone.
+pub(super) fn common_patterns(has_service_links: Option<bool>) -> Vec<String> {
+    let service = if has_service_links == Some(false) { "KUBERNETES" } else { "[A-Z_][A-Z0-9_]*" };
+    std::iter::once(HOSTNAME.to_owned()).chain(SERVICE_PATTERNS.iter().map(|form| format!("^{service}{form}"))).collect()
+}
 
 impl Environment {
     /// Of a container: the image's, and over it the manifest's.
@@ -72,6 +78,11 @@ impl Environment {
     /// The value of a variable, as far as it is known.
     pub(crate) fn value(&self, name: &str) -> Option<Vec<Part>> {
         self.variables.get(name).cloned()
+    }
+
+    /// What manifest and image define, and the node may not define otherwise.
+    pub(crate) fn names(&self) -> Vec<&str> {
+        self.variables.keys().map(String::as_str).collect()
     }
 
     /// Variables that must be there exactly so, and regular expressions for others.
@@ -158,6 +169,15 @@ mod tests {
             rules("env: [{name: MODE, value: prod}, {name: URL, value: \"http://$(MODE)\"}, {name: EMPTY}]", Some(config), &[]).unwrap();
         assert_eq!(exact, ["EMPTY=", "MODE=prod", "PATH=/bin", "URL=http://prod"]);
         assert!(patterns.is_empty());
+    }
+
+    #[test]
+    fn without_service_links_only_the_api_server_is_told_of() {
+        let all = common_patterns(None);
+        assert_eq!(all, common_patterns(Some(true)));
+        assert!(all.iter().any(|pattern| pattern == "^[A-Z_][A-Z0-9_]*_SERVICE_HOST=[0-9a-f.:]+$"), "{all:?}");
+        let few = common_patterns(Some(false));
+        assert!(few.len() == all.len() && few[1..].iter().all(|pattern| pattern.starts_with("^KUBERNETES_")), "{few:?}");
     }
 
     #[test]

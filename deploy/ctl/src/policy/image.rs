@@ -30,6 +30,8 @@ pub(crate) struct ImageConfig {
     pub(crate) working_dir: String,
     /// Name or number, and group.
     pub(crate) user: String,
+    /// What ends it; empty is TERM.
+    pub(crate) stop_signal: String,
     /// Mount points of volumes.
     pub(crate) volumes: Option<BTreeMap<String, serde_json::Value>>,
 }

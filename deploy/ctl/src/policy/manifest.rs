@@ -86,6 +86,34 @@ pub(crate) struct PodSpec {
     /// For all containers.
     #[serde(default)]
     pub(crate) security_context: SecurityContext,
+    /// What can be mounted.
+    #[serde(default)]
+    pub(crate) volumes: Vec<Volume>,
+    /// Set to false, containers are not told of services in their environment.
+    #[serde(default)]
+    pub(crate) enable_service_links: Option<bool>,
+}
+
+/// A volume of a pod.
+#[derive(Debug, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub(crate) struct Volume {
+    /// Its name in the pod.
+    pub(crate) name: String,
+    /// A folder that begins empty and that containers share.
+    #[serde(default)]
+    pub(crate) empty_dir: Option<EmptyDir>,
+    /// One of all other kinds.
+    #[serde(flatten)]
+    pub(crate) other: BTreeMap<String, Value>,
+}
+
+/// Where an emptyDir is.
+#[derive(Debug, Default, Deserialize)]
+#[serde(default)]
+pub(crate) struct EmptyDir {
+    /// Empty is the disk.
+    pub(crate) medium: String,
 }
 
 /// A container.
@@ -168,8 +196,19 @@ pub(crate) struct FieldRef {
 #[derive(Debug, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub(crate) struct VolumeMount {
+    /// The volume.
+    pub(crate) name: String,
     /// In the container.
     pub(crate) mount_path: String,
+    /// What of the volume; empty is all of it.
+    #[serde(default)]
+    pub(crate) sub_path: String,
+    /// The same, with `$(NAME)` of the environment.
+    #[serde(default)]
+    pub(crate) sub_path_expr: Option<String>,
+    /// Whether the container may not write to it.
+    #[serde(default)]
+    pub(crate) read_only: bool,
 }
 
 /// Rights of a pod or a container.
@@ -188,6 +227,30 @@ pub(crate) struct SecurityContext {
     pub(crate) allow_privilege_escalation: Option<bool>,
     /// Which are added and dropped.
     pub(crate) capabilities: Capabilities,
+    /// Which system calls are let through.
+    pub(crate) seccomp_profile: Option<SeccompProfile>,
+    /// How /proc is seen: Default or Unmasked.
+    pub(crate) proc_mount: Option<String>,
+    /// Kernel settings of the pod.
+    pub(crate) sysctls: Vec<Sysctl>,
+}
+
+/// Which system calls are let through.
+#[derive(Debug, Default, Deserialize)]
+#[serde(default)]
+pub(crate) struct SeccompProfile {
+    /// RuntimeDefault, Localhost or Unconfined.
+    #[serde(rename = "type")]
+    pub(crate) kind: String,
+}
+
+/// A kernel setting.
+#[derive(Debug, Deserialize)]
+pub(crate) struct Sysctl {
+    /// With dots.
+    pub(crate) name: String,
+    /// As it is written.
+    pub(crate) value: String,
 }
 
 /// Linux capabilities, without `CAP_`.
@@ -224,6 +287,8 @@ pub(crate) struct Lifecycle {
     pub(crate) post_start: Hook,
     /// Before the end.
     pub(crate) pre_stop: Hook,
+    /// What ends it, in place of the image's.
+    pub(crate) stop_signal: Option<String>,
 }
 
 /// Kinds that hold a pod's template, and where.

@@ -8,7 +8,7 @@ use std::process::{Child, Command, Stdio};
 
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
-use peerpods_image::{Digest, ImagePolicy, Lookaside, PullError, PullPolicy, Registries};
+use peerpods_image::{Digest, ImagePolicy, LayerName, Lookaside, PullError, PullPolicy, Registries};
 use serde_json::{Value, json};
 
 use super::common::image::zstd_of;
@@ -174,7 +174,7 @@ impl World {
     pub async fn pull(&self, tag: &str, policy: &PullPolicy) -> Result<Vec<Vec<u8>>, PullError> {
         let folder = tempfile::tempdir_in(&self.folder).unwrap();
         let pulled = store(folder.path()).pull(&self.reference(tag), policy, None).await?;
-        let content = |layer: &Digest| {
+        let content = |layer: &LayerName| {
             let layer = layer.as_str().trim_start_matches("sha256:");
             fs::read(folder.path().join("store/layers").join(layer).join("content")).unwrap()
         };

@@ -98,7 +98,8 @@ async fn build(
         agent.volumes.check_source(mount.source().as_deref().unwrap_or(Path::new("")))?;
     }
     if !is_pause {
-        secrets::open(&mut spec, &agent.config.share_dir, &parts.bundle.join("unsealed"), agent.secrets.as_ref()).await?;
+        let folder = parts.bundle.join("unsealed");
+        secrets::open(&mut spec, &parts.copied, &folder, agent.secrets.as_ref(), cancelled).await?;
     }
     let bad_spec = |error: oci_spec::OciSpecError| Failure::because("making the specification", &error);
     if is_pause {
@@ -188,7 +189,7 @@ async fn bring_root(
             parts.image_user = pulled.map_err(|error| Failure::internal(chain(&error)))?.user;
             Ok(())
         }
-        _ = cancelled.wait_for(|cancelled| *cancelled) => Err(Failure::new(Code::CANCELLED, "the creation was cancelled")),
+        _ = cancelled.wait_for(|cancelled| *cancelled) => Err(Failure::cancelled()),
     }
 }
 

@@ -182,3 +182,15 @@ fn a_whiteout_takes_away_what_is_there_and_nothing_through_a_link() {
     assert!(share.path().join("outside").exists());
     assert!(copier.copy(&request(&copier, "volume", WHITEOUT, b"data")).is_err());
 }
+
+#[test]
+fn copies_are_known_by_their_names() {
+    let own = "c-1-0123456789abcdef-token";
+    assert!(is_copy(own, Some("c-1")) && is_copy(own, None));
+    for id in ["c", "c-1-0123456789abcdef", "c-2", ""] {
+        assert!(!is_copy(own, Some(id)), "{id}");
+    }
+    for name in ["passthrough", "c-1", "c-0123456789abcdef", "c-0123456789abcdef-", "-0123456789abcdef-x", "c-0123456789abcde-x"] {
+        assert!(!is_copy(name, None), "{name}");
+    }
+}

@@ -1,6 +1,6 @@
 # The policy of a pod whose initdata brings no policy.rego. Its owner wants to be asked, so what reaches into a running container is
-# denied: processes beside its own, standard input, and files other than those that the kubelet makes for every pod. Which containers
-# run is not limited; that takes a policy that knows them. A pod with config maps or secrets as files needs one too.
+# denied: processes beside its own, standard input, connections to its ports by way of the node, and files other than those that the
+# kubelet makes for every pod. Which containers run is not limited; that takes a policy that knows them. A pod with config maps or secrets as files needs one too.
 # It is part of the measured image. A request without a line here is denied.
 package agent_policy
 
@@ -24,6 +24,7 @@ default MemAgentMemcgConfig := true
 default MemHotplugByProbeRequest := true
 default OnlineCPUMemRequest := true
 default PauseContainerRequest := true
+default PortForwardRequest := false
 default ReadStreamRequest := true
 default RemoveContainerRequest := true
 default RemoveStaleVirtiofsShareMountsRequest := true

@@ -1,3 +1,5 @@
+//! What policies allow: requests as shims send them, changed one part at a time.
+
 use peerpods_protos::agent::{
     CopyFileRequest, CreateContainerRequest, ExecProcessRequest, RemoveContainerRequest, SharedMount, Storage, StringUser,
     WriteStreamRequest,
@@ -22,11 +24,12 @@ fn ask(policy: &AgentPolicy, request: &dyn MessageDyn) -> Result<(), Denied> {
     policy.check(request.descriptor_dyn().name(), &input::of(request).unwrap())
 }
 
-/// Messages that the agent's service takes, by name.
+/// Messages that the agent's service takes, by name, and what else is put to a policy.
 fn request_names() -> Vec<String> {
     let file = peerpods_protos::agent::file_descriptor();
     let service = &file.proto().service[0];
-    service.method.iter().map(|method| method.input_type().rsplit('.').next().unwrap().to_owned()).collect()
+    let messages = service.method.iter().map(|method| method.input_type().rsplit('.').next().unwrap());
+    messages.chain([PORT_FORWARD]).map(str::to_owned).collect()
 }
 
 fn texts(texts: &[&str]) -> Vec<String> {
@@ -86,7 +89,7 @@ fn built_in_default_allows_every_request() {
 #[test]
 fn strict_default_denies_what_reaches_into_containers() {
     let policy = AgentPolicy::strict_default().unwrap();
-    let denied = ["CopyFileRequest", "ExecProcessRequest", "SetPolicyRequest", "WriteStreamRequest"];
+    let denied = ["CopyFileRequest", "ExecProcessRequest", PORT_FORWARD, "SetPolicyRequest", "WriteStreamRequest"];
     for name in request_names() {
         assert_eq!(policy.check(&name, &json!({})).is_err(), denied.contains(&name.as_str()), "{name}");
     }
@@ -188,6 +191,24 @@ fn denial_names_the_rule_and_tells_the_last_prints() {
     assert!(denied.to_string().contains("rule ExecProcessRequest is missing"), "{denied}");
     let denied = rules("A := true").check("A.B\"]", &json!({})).unwrap_err();
     assert!(matches!(denied, Denied::Undefined { .. }), "{denied}");
+}
+
+/// genpolicy writes no such rule.
+#[tokio::test]
+async fn ports_are_forwarded_only_by_a_rule_that_says_so() {
+    let denied = sample().ask(PORT_FORWARD, json!({"port": 8080})).await.unwrap_err();
+    assert!(denied.to_string().contains("rule PortForwardRequest is missing"), "{denied}");
+    let one = rules("default PortForwardRequest := false\nPortForwardRequest if input.port == 8080");
+    assert_eq!(one.ask(PORT_FORWARD, json!({"port": 8080})).await, Ok(()));
+    assert!(matches!(one.ask(PORT_FORWARD, json!({"port": 8081})).await, Err(Denied::Refused { .. })));
+}
+
+#[test]
+fn clear_denials_are_told_from_broken_rules() {
+    let policy = rules("default No := false\nConflict := true if input.a\nConflict := false if input.b\nText := \"true\"");
+    let is_clear = |name: &str| policy.check(name, &json!({"a": true, "b": true})).unwrap_err().is_clear();
+    assert!(is_clear("No") && is_clear("Missing"));
+    assert!(!is_clear("Conflict") && !is_clear("Text"));
 }
 
 #[test]

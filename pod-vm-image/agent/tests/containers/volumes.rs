@@ -95,3 +95,16 @@ pub(crate) async fn mounts_from_elsewhere_are_refused() -> Result<()> {
     }
     pod.destroy().await
 }
+
+pub(crate) async fn bind_mounts_are_not_called_otherwise() -> Result<()> {
+    let pod = Pod::start().await?;
+    let request = with_mount(shell("c1", "true"), "/x", "/", "tmpfs", &["rbind"])?;
+    match pod.rpc.create_container(rpc(), &request).await {
+        Err(ttrpc::Error::RpcStatus(status)) => {
+            ensure!(status.code.enum_value_or_default() == Code::INVALID_ARGUMENT, "{}", status.message);
+            ensure!(status.message.contains("the mount at /x is of type \"tmpfs\""), "{}", status.message);
+        }
+        other => bail!("{other:?}"),
+    }
+    pod.destroy().await
+}

@@ -79,7 +79,10 @@ impl EventLog {
         let mut reader = Reader::new(bytes);
         let sizes = header(&mut reader)?;
         let (mut events, mut locality) = (Vec::new(), 0);
-        while !is_padding(&reader) {
+        // Counted once: looked for before every event, a long log of small events would be read as often as it has events.
+        let padding = bytes.last().filter(|byte| matches!(byte, 0 | 0xff));
+        let padding = padding.map_or(0, |last| bytes.iter().rev().take_while(|byte| *byte == last).count());
+        while reader.left() > padding {
             if events.len() == MAX_EVENTS {
                 return Err(LogError::TooLong);
             }
@@ -118,16 +121,19 @@ impl EventLog {
         value
     }
 
-    /// Members and names as Trustee's `uefi_event_logs`.
-    pub fn claims(&self) -> Value {
-        let claims = self.events.iter().filter(|event| event.kind != EV_NO_ACTION);
+    /// Members and names as Trustee's `uefi_event_logs`: of the registers alone that a replay with this algorithm was compared for.
+    pub fn claims(&self, algorithm: Algorithm, is_compared: impl Fn(u32) -> bool) -> Value {
+        let claims = self.events.iter().filter(|event| event.kind != EV_NO_ACTION && is_compared(event.register));
         claims
             .map(|event| {
+                let digests = event
+                    .digest(algorithm)
+                    .map(|digest| json!([{"alg": describe::algorithm_name(algorithm.id()), "digest": hex::encode(digest)}]));
                 json!({
                     "index": event.register,
                     "type_name": describe::type_name(event.kind),
-                    "digests": event.digests.iter().map(|(id, digest)| json!({"alg": describe::algorithm_name(*id), "digest": hex::encode(digest)})).collect::<Vec<_>>(),
-                    "digest_matches_event": event.is_data_measured(),
+                    "digests": digests,
+                    "digest_matches_event": event.is_data_measured(algorithm),
                     "event": STANDARD.encode(&event.data),
                     "details": describe::details(event),
                 })
@@ -141,11 +147,9 @@ impl Event {
         self.digests.iter().find(|(id, _)| *id == algorithm.id()).map(|(_, digest)| &digest[..])
     }
 
-    /// Whether the data is what was hashed, so that the digest vouches for it.
-    pub fn is_data_measured(&self) -> bool {
-        let of_data = |algorithm: Algorithm| self.digest(algorithm).map(|digest| algorithm.hash(&self.data) == digest);
-        let all: Vec<bool> = [Algorithm::Sha256, Algorithm::Sha384].into_iter().filter_map(of_data).collect();
-        !all.is_empty() && all.iter().all(|matches| *matches)
+    /// Whether the data is what was hashed with this algorithm, so that the digest vouches for it.
+    pub fn is_data_measured(&self, algorithm: Algorithm) -> bool {
+        self.digest(algorithm).is_some_and(|digest| algorithm.hash(&self.data) == digest)
     }
 }
 
@@ -207,12 +211,69 @@ fn event(reader: &mut Reader<'_>, sizes: &[(u16, usize)]) -> Result<Event, Malfo
         let id = reader.u16("event: algorithm")?;
         let size = sizes.iter().find(|(known, _)| *known == id).map(|(_, size)| *size);
         let size = size.ok_or_else(|| Malformed::new(format!("event: algorithm {id:#x} is not in the header")))?;
+        if digests.iter().any(|(known, _)| *known == id) {
+            return Err(Malformed::new(format!("event: algorithm {id:#x} twice")));
+        }
         digests.push((id, reader.take(size, "event: digest")?.to_vec()));
     }
     Ok(Event { register, kind, digests, data: reader.sized("event: data")?.to_vec() })
 }
 
-fn is_padding(reader: &Reader<'_>) -> bool {
-    let rest = reader.clone().rest();
-    rest.iter().all(|byte| *byte == 0) || rest.iter().all(|byte| *byte == 0xff)
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn log(events: &[Vec<u8>], padding: &[u8]) -> Vec<u8> {
+        let inner =
+            [&SPEC_ID[..], &[0; 8], &1u32.to_le_bytes(), &Algorithm::Sha256.id().to_le_bytes(), &32u16.to_le_bytes(), &[0]].concat();
+        let length = u32::try_from(inner.len()).unwrap().to_le_bytes();
+        let head = [&0u32.to_le_bytes()[..], &EV_NO_ACTION.to_le_bytes(), &[0; 20], &length, &inner].concat();
+        [head, events.concat(), padding.to_vec()].concat()
+    }
+
+    fn event(register: u32, digests: &[[u8; 32]], data: &[u8]) -> Vec<u8> {
+        let mut bytes = [register.to_le_bytes(), 13u32.to_le_bytes(), u32::try_from(digests.len()).unwrap().to_le_bytes()].concat();
+        for digest in digests {
+            bytes.extend(Algorithm::Sha256.id().to_le_bytes());
+            bytes.extend(digest);
+        }
+        bytes.extend(u32::try_from(data.len()).unwrap().to_le_bytes());
+        bytes.extend(data);
+        bytes
+    }
+
+    #[test]
+    fn tables_may_be_padded_and_events_may_end_like_padding() {
+        for (data, padding) in [(&b"a\0\0"[..], &[0; 64][..]), (b"a", &[0xff; 64]), (b"a", &[])] {
+            let bytes = log(&[event(4, &[[1; 32]], b"x"), event(4, &[[2; 32]], data)], padding);
+            let parsed = EventLog::parse(&bytes).unwrap();
+            assert_eq!(parsed.events.iter().map(|event| &event.data[..]).collect::<Vec<_>>(), [b"x", data]);
+        }
+        assert!(EventLog::parse(&log(&[event(4, &[[1; 32]], b"x")], &[0, 1])).is_err());
+    }
+
+    #[test]
+    fn claims_tell_of_compared_registers_and_digests_alone() {
+        let digest: [u8; 32] = Sha256::digest(b"x").into();
+        let parsed = EventLog::parse(&log(&[event(4, &[digest], b"x"), event(8, &[digest], b"x")], &[])).unwrap();
+        let claims = parsed.claims(Algorithm::Sha256, |register| register != 8);
+        assert_eq!(
+            (claims.as_array().unwrap().len(), &claims[0]["index"], &claims[0]["digest_matches_event"]),
+            (1, &json!(4), &json!(true))
+        );
+        assert_eq!(claims[0]["digests"], json!([{"alg": describe::algorithm_name(Algorithm::Sha256.id()), "digest": hex::encode(digest)}]));
+        assert_eq!(parsed.claims(Algorithm::Sha384, |_| true)[0]["digest_matches_event"], json!(false));
+    }
+
+    #[test]
+    fn an_algorithm_counts_once() {
+        let two = EventLog::parse(&log(&[event(4, &[[1; 32]], b"x")], &[])).unwrap();
+        assert_eq!(two.events.len(), 1);
+        // The header has room for as many digests as algorithms, so another one is needed for a second digest.
+        let inner = [&SPEC_ID[..], &[0; 8], &2u32.to_le_bytes(), &[0x0b, 0, 32, 0, 0x0c, 0, 48, 0, 0]].concat();
+        let length = u32::try_from(inner.len()).unwrap().to_le_bytes();
+        let head = [&0u32.to_le_bytes()[..], &EV_NO_ACTION.to_le_bytes(), &[0; 20], &length, &inner].concat();
+        let error = EventLog::parse(&[head, event(4, &[[1; 32], [2; 32]], b"x")].concat()).unwrap_err();
+        assert!(error.to_string().contains("twice"), "{error}");
+    }
 }

@@ -66,6 +66,8 @@ pub enum TdxError {
 pub struct TdxPolicy {
     /// Accept domains whose memory the host may read for debugging.
     pub is_debug_allowed: bool,
+    /// Accept domains that another domain of the host's choice may export.
+    pub is_migration_allowed: bool,
     /// The statuses that are accepted; where this is set, a verifier without collateral refuses. `None` accepts any, and none known.
     pub statuses: Option<Vec<TcbStatus>>,
 }
@@ -144,6 +146,12 @@ impl VerifiedQuote {
         if self.quote.is_debug() && !policy.is_debug_allowed {
             return Err(TdxError::Policy("it may be debugged".to_owned()));
         }
+        if self.quote.is_migratable() && !policy.is_migration_allowed {
+            return Err(TdxError::Policy("it may be migrated".to_owned()));
+        }
+        if self.quote.body.mrsigner_seam != [0; 48] || self.quote.body.seam_attributes != [0; 8] {
+            return Err(TdxError::Policy("its TDX module is none of Intel's for production".to_owned()));
+        }
         let Some(accepted) = &policy.statuses else { return Ok(()) };
         match &self.tcb {
             Some(tcb) if accepted.contains(&tcb.status) => Ok(()),
@@ -161,7 +169,7 @@ impl VerifiedQuote {
     pub fn claims(&self, log: Option<&EventLog>) -> Value {
         let mut claims = self.quote.claims();
         if let Some(log) = log {
-            claims["uefi_event_logs"] = log.claims();
+            claims["uefi_event_logs"] = log.claims(Algorithm::Sha384, |register| register != 0);
         }
         if let Some(id) = self.platform_instance_id {
             // Trustee prints it from its other end.

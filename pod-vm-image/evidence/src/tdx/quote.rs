@@ -26,8 +26,10 @@ const TD_1_0: u16 = 2;
 const TD_1_5: u16 = 3;
 const TD_1_0_BYTES: u32 = 584;
 const TD_1_5_BYTES: u32 = 648;
-/// TDATTRIBUTES.
+/// TDATTRIBUTES. All of the first byte are ways to debug a domain.
 const DEBUG: u64 = 1;
+const DEBUG_GROUP: u64 = 0xff;
+const MIGRATABLE: u64 = 1 << 29;
 const SEPT_VE_DISABLE: u64 = 1 << 28;
 const PROTECTION_KEYS: u64 = 1 << 30;
 const KEY_LOCKER: u64 = 1 << 31;
@@ -133,7 +135,11 @@ impl TdQuote {
     }
 
     pub(super) fn is_debug(&self) -> bool {
-        self.attributes() & DEBUG != 0
+        self.attributes() & DEBUG_GROUP != 0
+    }
+
+    pub(super) fn is_migratable(&self) -> bool {
+        self.attributes() & MIGRATABLE != 0
     }
 
     fn attributes(&self) -> u64 {

@@ -12,6 +12,7 @@ use tpm2_protocol::data::TpmaObject;
 
 use super::key::{name, parse};
 use super::{TpmError, rsa_of};
+use crate::bytes::Malformed;
 
 /// Bytes of the secret.
 pub const SECRET_BYTES: usize = 32;
@@ -23,6 +24,28 @@ pub struct Challenge {
     pub credential: Vec<u8>,
     /// TPM2B_ENCRYPTED_SECRET without its size.
     pub encrypted_secret: Vec<u8>,
+}
+
+impl Challenge {
+    /// TPM2B_ID_OBJECT and TPM2B_ENCRYPTED_SECRET, each with its size.
+    pub fn encode(&self) -> Vec<u8> {
+        let sized = |bytes: &[u8]| [&u16::try_from(bytes.len()).unwrap_or(u16::MAX).to_be_bytes()[..], bytes].concat();
+        [sized(&self.credential), sized(&self.encrypted_secret)].concat()
+    }
+
+    /// Reads that.
+    pub fn decode(bytes: &[u8]) -> Result<Self, TpmError> {
+        let sized = |bytes: &[u8]| -> Option<(Vec<u8>, Vec<u8>)> {
+            let (size, rest) = bytes.split_first_chunk()?;
+            let (field, rest) = rest.split_at_checked(usize::from(u16::from_be_bytes(*size)))?;
+            Some((field.to_vec(), rest.to_vec()))
+        };
+        let fields = sized(bytes).and_then(|(credential, rest)| Some((credential, sized(&rest)?)));
+        match fields {
+            Some((credential, (encrypted_secret, rest))) if rest.is_empty() => Ok(Self { credential, encrypted_secret }),
+            _ => Err(Malformed::new("it is no credential with its secret").into()),
+        }
+    }
 }
 
 /// A challenge for the TPM with this EK, and the answer that only it can give. Both keys are marshalled TPMT_PUBLIC.
@@ -72,4 +95,21 @@ fn kdf<const N: usize>(seed: &[u8; 32], label: &[u8], context: &[u8], bits: u32)
     let mut key = [0; N];
     key.copy_from_slice(&block.as_ref()[..N]);
     key
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn challenge_is_written_with_its_sizes_and_read_back() {
+        let challenge = Challenge { credential: vec![1, 2], encrypted_secret: vec![3] };
+        let bytes = challenge.encode();
+        assert_eq!(bytes, [0, 2, 1, 2, 0, 1, 3]);
+        assert_eq!(Challenge::decode(&bytes).unwrap(), challenge);
+        for cut in 0..bytes.len() {
+            assert!(Challenge::decode(&bytes[..cut]).is_err(), "{cut}");
+        }
+        assert!(Challenge::decode(&[&bytes[..], &[0]].concat()).is_err());
+    }
 }

@@ -176,14 +176,18 @@ impl TpmEvidence {
 
 /// Every PCR that the firmware's log tells of must be what the log leads to.
 fn check_replay(log: &EventLog, pcrs: &Pcrs) -> Result<(), TpmError> {
-    for (index, value) in log.replay(eventlog::Algorithm::Sha256)? {
-        let index = usize::try_from(index).unwrap_or(usize::MAX);
-        // The guest extends this one, after the firmware has closed its log.
-        if index != INITDATA_PCR && pcrs.get(index).is_none_or(|pcr| pcr[..] != value[..]) {
+    for (register, value) in log.replay(eventlog::Algorithm::Sha256)? {
+        let index = usize::try_from(register).unwrap_or(usize::MAX);
+        if is_compared(register) && pcrs.get(index).is_none_or(|pcr| pcr[..] != value[..]) {
             return Err(TpmError::Replay(index));
         }
     }
     Ok(())
+}
+
+/// The guest extends initdata's register, after the firmware has closed its log.
+fn is_compared(register: u32) -> bool {
+    usize::try_from(register) != Ok(INITDATA_PCR)
 }
 
 impl VerifiedTpm {
@@ -199,7 +203,7 @@ impl VerifiedTpm {
         claims.insert("report_data".to_owned(), hex::encode(&self.report_data).into());
         claims.insert("ak_public".to_owned(), STANDARD.encode(&self.ak_public).into());
         if let Some(log) = &self.event_log {
-            claims.insert("uefi_event_logs".to_owned(), log.claims());
+            claims.insert("uefi_event_logs".to_owned(), log.claims(eventlog::Algorithm::Sha256, is_compared));
         }
         Value::Object(claims)
     }

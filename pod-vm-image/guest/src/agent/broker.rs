@@ -4,6 +4,9 @@
 //! the other the broker to get resources from, which is one and the same. Two different ones are refused: a pod would get its keys from
 //! one that its evidence was not judged by. Both files are optional; a pod without them has no broker, and a resource that it then asks
 //! for is an error that says so.
+//!
+//! Every key of upstream's files is known here, also those that say how upstream's programs are run (sockets, logs, event logs) and so
+//! change nothing in this guest. Any other key is refused by its name: a misspelt one would silently leave its owner without what it says.
 
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
@@ -12,6 +15,7 @@ use async_trait::async_trait;
 use peerpods_image::{ResourceError, ResourceSource};
 use peerpods_key_broker::{KeyBroker, KeyBrokerConfig, KeyBrokerError, ResourceUri, Token};
 use serde::Deserialize;
+use serde::de::IgnoredAny;
 use zeroize::Zeroizing;
 
 use super::attestation::Attestation;
@@ -44,15 +48,25 @@ pub(super) enum BrokerConfigError {
     Client(#[source] KeyBrokerError),
 }
 
+/// Source: guest-components, attestation-agent/src/config.
 #[derive(Deserialize, Default)]
+#[serde(deny_unknown_fields)]
 struct AaFile {
     #[serde(default)]
     token_configs: TokenConfigs,
+    #[serde(rename = "eventlog_config")]
+    _eventlog_config: Option<IgnoredAny>,
+    #[serde(rename = "log")]
+    _log: Option<IgnoredAny>,
 }
 
 #[derive(Deserialize, Default)]
+#[serde(deny_unknown_fields)]
 struct TokenConfigs {
     kbs: Option<Kbs>,
+    /// Another kind of token, which the workload API refuses.
+    #[serde(rename = "coco_as")]
+    _coco_as: Option<IgnoredAny>,
 }
 
 #[derive(Deserialize)]
@@ -63,9 +77,26 @@ struct Kbs {
     tee_key_algorithm: Option<String>,
 }
 
+/// Source: guest-components, confidential-data-hub/hub/src/config. Image pulls and sealed secrets have readers of their own for their part.
 #[derive(Deserialize, Default)]
+#[serde(deny_unknown_fields)]
 struct CdhFile {
     kbc: Option<Kbc>,
+    #[serde(rename = "image")]
+    _image: Option<IgnoredAny>,
+    #[serde(rename = "skip_sealed_secret_verification")]
+    _skip_sealed_secret_verification: Option<IgnoredAny>,
+    /// For cloud key services, whose envelope secrets are refused by name.
+    #[serde(rename = "credentials")]
+    _credentials: Option<IgnoredAny>,
+    #[serde(rename = "socket")]
+    _socket: Option<IgnoredAny>,
+    #[serde(rename = "services_dir")]
+    _services_dir: Option<IgnoredAny>,
+    #[serde(rename = "aa")]
+    _aa: Option<IgnoredAny>,
+    #[serde(rename = "log")]
+    _log: Option<IgnoredAny>,
 }
 
 #[derive(Deserialize)]
@@ -183,6 +214,31 @@ mod tests {
         assert!(of(Some(""), Some("[image]\n")).expect("valid").is_none());
         let pinned = "[kbc]\nname = \"cc_kbc\"\nurl = \"https://broker\"\nkbs_cert = \"PEM\"\n";
         assert_eq!(of(None, Some(pinned)).expect("valid").expect("a broker").certificate_pem.as_deref(), Some("PEM"));
+    }
+
+    #[test]
+    fn every_key_of_upstreams_files_passes() {
+        let aa = "[token_configs.coco_as]\nurl = \"http://as\"\n[token_configs.kbs]\nurl = \"http://broker\"\ncert = \"PEM\"\n\
+            tee_key_algorithm = \"RSA-OAEP-256\"\n[eventlog_config]\ninit_pcr = 17\nenable_eventlog = true\n[log]\nlevel = \"info\"\n";
+        let cdh = "socket = \"unix:///run/cdh.sock\"\nservices_dir = \"/run/services\"\nskip_sealed_secret_verification = false\n\
+            credentials = []\n[aa]\naa_socket = \"unix:///run/aa.sock\"\n[kbc]\nname = \"cc_kbc\"\nurl = \"http://broker\"\n\
+            kbs_cert = \"PEM\"\n[image]\nwork_dir = \"/run/image\"\n[log]\nlevel = \"warn\"\n";
+        assert!(of(Some(aa), Some(cdh)).expect("valid").is_some());
+    }
+
+    #[test]
+    fn keys_that_nobody_knows_are_refused_by_name() {
+        for (aa, cdh, key) in [
+            (Some("[token_config.kbs]\nurl = \"http://one\"\n"), None, "token_config"),
+            (Some("[token_configs.kbss]\nurl = \"http://one\"\n"), None, "kbss"),
+            (None, Some("[kcb]\nname = \"cc_kbc\"\nurl = \"http://one\"\n"), "kcb"),
+            (None, Some("skip_sealed_secret_verificaton = false\n"), "skip_sealed_secret_verificaton"),
+            (None, Some("[images]\nimage_security_policy_uri = \"kbs:///a/b/c\"\n"), "images"),
+        ] {
+            let error = of(aa, cdh).map(drop).expect_err(key).to_string();
+            let file = if aa.is_some() { "aa.toml" } else { "cdh.toml" };
+            assert!(error.starts_with(file) && error.contains(&format!("`{key}`")), "{error}");
+        }
     }
 
     #[test]

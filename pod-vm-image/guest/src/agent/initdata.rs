@@ -132,4 +132,26 @@ mod tests {
         assert!(exec(&PodConfig::read(Some(initdata::EMPTY), attestation()).expect("valid")), "measured as none is");
         assert!(!exec(&read(&[]).expect("valid")), "initdata without a policy");
     }
+
+    #[test]
+    fn broker_without_a_policy_leaves_containers_closed() {
+        let aa = "[token_configs.kbs]\nurl = \"http://broker\"\n";
+        let config = read(&[("aa.toml", aa)]).expect("valid");
+        let file = |name: &str| {
+            let path = format!("/run/kata-containers/shared/containers/{}-0123456789abcdef-{name}", "a".repeat(64));
+            serde_json::json!({"path": path, "file_type": "Regular"})
+        };
+        for (request, input, is_allowed) in [
+            ("ExecProcessRequest", serde_json::json!({}), false),
+            ("WriteStreamRequest", serde_json::json!({}), false),
+            ("SetPolicyRequest", serde_json::json!({}), false),
+            ("PortForwardRequest", serde_json::json!({"port": 80}), false),
+            ("AllowTeeKeypair", serde_json::json!({}), false),
+            ("CopyFileRequest", file("app.conf"), false),
+            ("CopyFileRequest", file("resolv.conf"), true),
+            ("CreateContainerRequest", serde_json::json!({}), true),
+        ] {
+            assert_eq!(config.policy.check(request, &input).is_ok(), is_allowed, "{request}");
+        }
+    }
 }

@@ -13,6 +13,9 @@ use nix::sched::{CloneFlags, unshare};
 use peerpods_network::POD_NETNS;
 use peerpods_network::guest::{LinkConfig, bring_up};
 
+/// Loopback is there with its namespace; this is for the kernel's answer, which a machine that has just booted may keep for a while.
+const LOOPBACK_WITHIN: Duration = Duration::from_secs(5);
+
 /// Makes the pod's namespace with loopback only.
 pub(super) async fn ensure() -> Result<()> {
     let (done, finished) = tokio::sync::oneshot::channel();
@@ -30,6 +33,6 @@ fn make() -> Result<()> {
     unshare(CloneFlags::CLONE_NEWNET).context("make a network namespace")?;
     let loopback = LinkConfig { address: "127.0.0.1/8".parse()?, gateway: None, dns: Vec::new(), mtu: 65536 };
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
-    runtime.block_on(bring_up("lo", &loopback, Duration::ZERO))?;
+    runtime.block_on(bring_up("lo", &loopback, LOOPBACK_WITHIN))?;
     mount(Some("/proc/thread-self/ns/net"), path, None::<&str>, MsFlags::MS_BIND, None::<&str>).context("keep the namespace")
 }

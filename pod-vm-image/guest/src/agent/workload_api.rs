@@ -9,8 +9,12 @@
 //! | `GET /aa/evidence?runtime_data=TEXT[&encoding=base64]` | evidence with that report data |
 //! | `GET /info` | `{"version", "tee", "additional_tees"}` |
 //!
+//! `AllowTeeKeypair := true` gives away the pod's identity towards its key broker: whoever has the key and the token can, from any machine
+//! and until the token expires, get and decrypt every resource that the broker would release to this pod. The agent policy is measured, so
+//! a resource policy that names the initdata has been told. Without the rule, workloads still get resources, one by one, by `/cdh/resource`.
+//!
 //! Whoever is in the pod's network namespace may ask. Errors: 400 for a missing or bad parameter, 403 for what policy denies, 404 for an
-//! unknown path, 405 for another method, 500 with the reason. Event log entries (`POST /aa/aael`) are refused: no register is set aside
+//! unknown path and for a resource or token of a pod without a broker, 405 for another method, 500 with the reason. Event log entries (`POST /aa/aael`) are refused: no register is set aside
 //! for them.
 //!
 //! Report data that a workload chooses can look like Bind's. It gains nothing: a node believes an extended register only of the key that
@@ -59,7 +63,8 @@ pub(super) struct WorkloadApi {
     pub(super) attestation: Attestation,
     /// For resources and tokens.
     pub(super) broker: Broker,
-    /// Whether the workload may have the key that its token speaks of: with it, it can read every resource without this machine.
+    /// Rule `AllowTeeKeypair` of the agent policy: whether every process in the pod may have the key that the broker's token speaks of, and
+    /// with both get and decrypt what the broker releases to this pod, outside of this machine.
     pub(super) is_tee_keypair_allowed: bool,
 }
 
@@ -113,7 +118,7 @@ impl WorkloadApi {
 
     async fn resource(&self, name: &str) -> Answer {
         let uri = ResourceUri::from_path(name).map_err(|error| (StatusCode::BAD_REQUEST, error.to_string()))?;
-        let content = self.broker.resource(&uri).await.map_err(|error| failed(&error))?;
+        let content = self.broker.resource(&uri).await.map_err(|error| no_answer(&error))?;
         Ok(content.to_vec())
     }
 
@@ -126,7 +131,7 @@ impl WorkloadApi {
             let text = "the agent policy does not allow the TEE's key pair to leave the agent: rule AllowTeeKeypair";
             return Err((StatusCode::FORBIDDEN, text.to_owned()));
         }
-        let token = self.broker.token().await.map_err(|error| failed(&error))?;
+        let token = self.broker.token().await.map_err(|error| no_answer(&error))?;
         let answer = serde_json::json!({"token": token.jwt.as_str(), "tee_keypair": token.tee_keypair_pem.as_str()});
         let text = Zeroizing::new(answer.to_string());
         Ok(text.as_bytes().to_vec())
@@ -183,6 +188,15 @@ fn parameter<'a>(query: &'a [(String, String)], name: &str) -> Result<&'a str, (
     found.ok_or_else(|| (StatusCode::BAD_REQUEST, format!("the parameter {name} is missing")))
 }
 
+/// A pod without a broker has no resources; whatever a broker says is between it and this machine.
+fn no_answer(error: &BrokerError) -> (StatusCode, String) {
+    let status = match error {
+        BrokerError::None => StatusCode::NOT_FOUND,
+        BrokerError::Client(_) => StatusCode::INTERNAL_SERVER_ERROR,
+    };
+    (status, failed(error).1)
+}
+
 /// The reason with its causes: whoever asks is the workload, which its own secrets are not kept from.
 fn failed(error: &dyn std::error::Error) -> (StatusCode, String) {
     let mut text = error.to_string();
@@ -192,14 +206,14 @@ fn failed(error: &dyn std::error::Error) -> (StatusCode, String) {
         text.push_str(&error.to_string());
         cause = error.source();
     }
-    let is_no_broker = text == BrokerError::None.to_string();
-    (if is_no_broker { StatusCode::NOT_FOUND } else { StatusCode::INTERNAL_SERVER_ERROR }, text)
+    (StatusCode::INTERNAL_SERVER_ERROR, text)
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
     use peerpods_attester::Attester;
+    use peerpods_key_broker::KeyBrokerError;
     use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
     use tokio::net::TcpStream;
 
@@ -249,6 +263,15 @@ mod tests {
             let (line, body) = ask(&api(), request).await;
             assert!(line.contains(status) && body.contains(text), "{request}: {line}: {body}");
         }
+    }
+
+    #[test]
+    fn status_follows_from_what_went_wrong_and_not_from_its_words() {
+        assert_eq!(no_answer(&BrokerError::None).0, StatusCode::NOT_FOUND);
+        // A broker's refusal may have any words.
+        let same = std::io::Error::other(BrokerError::None.to_string());
+        let client = BrokerError::Client(KeyBrokerError::Evidence(Box::new(same)));
+        assert_eq!(no_answer(&client).0, StatusCode::INTERNAL_SERVER_ERROR);
     }
 
     #[tokio::test]

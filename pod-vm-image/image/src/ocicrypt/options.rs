@@ -1,14 +1,20 @@
 //! What is said of an encrypted layer: in clear beside it, and sealed inside its key packets.
 
 use std::collections::BTreeMap;
+use std::fmt;
 
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
-use serde::{Deserialize, Serialize};
+use serde::de::{Error as _, IgnoredAny, MapAccess, Visitor};
+use serde::{Deserialize, Deserializer, Serialize};
 use zeroize::{Zeroize as _, Zeroizing};
 
 use super::{Key256, PROVIDERS, PUBLIC_OPTIONS};
 use crate::Digest;
+
+/// What a manifest entry's annotations say of encryption; the others, which may be as many as the manifest has room for, are not kept.
+#[derive(Debug, Default)]
+pub(crate) struct Annotations(BTreeMap<String, String>);
 
 /// What a layer's manifest entry says of its encryption. All of it is public, and nothing of it proven.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -41,6 +47,10 @@ const HMAC_BYTES: usize = 32;
 const MAX_JSON: usize = 512;
 /// Key packets that are tried: each may be a question to the key broker, and the manifest is the registry's.
 const MAX_PACKETS: usize = 16;
+/// Annotations that are kept: the public options, and a list of packets for each of so many providers.
+const MAX_ANNOTATIONS: usize = 1 + MAX_PACKETS;
+/// Characters of the public options, which have some 150.
+const MAX_PUBLIC: usize = 4096;
 
 #[derive(Serialize, Deserialize)]
 struct RawPublic {
@@ -64,26 +74,82 @@ impl Drop for RawPrivate {
     }
 }
 
+impl<'de> Deserialize<'de> for Annotations {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        deserializer.deserialize_map(AnnotationsVisitor)
+    }
+}
+
+struct AnnotationsVisitor;
+
+impl<'de> Visitor<'de> for AnnotationsVisitor {
+    type Value = Annotations;
+
+    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("an object")
+    }
+
+    fn visit_map<A: MapAccess<'de>>(self, mut entries: A) -> Result<Annotations, A::Error> {
+        let mut kept = BTreeMap::new();
+        while let Some(Wanted(name)) = entries.next_key()? {
+            let Some(name) = name else {
+                entries.next_value::<IgnoredAny>()?;
+                continue;
+            };
+            if kept.len() >= MAX_ANNOTATIONS {
+                return Err(A::Error::custom(format_args!("more than {MAX_ANNOTATIONS} annotations of encryption")));
+            }
+            kept.insert(name, entries.next_value()?);
+        }
+        Ok(Annotations(kept))
+    }
+}
+
+/// The name of an annotation, if it is about encryption.
+struct Wanted(Option<String>);
+
+impl<'de> Deserialize<'de> for Wanted {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        struct Name;
+        impl Visitor<'_> for Name {
+            type Value = Wanted;
+
+            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str("the name of an annotation")
+            }
+
+            fn visit_str<E>(self, name: &str) -> Result<Wanted, E> {
+                Ok(Wanted((name == PUBLIC_OPTIONS || name.starts_with(PROVIDERS)).then(|| name.to_owned())))
+            }
+        }
+        deserializer.deserialize_str(Name)
+    }
+}
+
 impl Encryption {
     /// Reads a layer's annotations.
-    pub(crate) fn parse(annotations: &BTreeMap<String, String>) -> Result<Self, String> {
+    pub(crate) fn parse(Annotations(annotations): &Annotations) -> Result<Self, String> {
         let public = annotations.get(PUBLIC_OPTIONS).ok_or_else(|| format!("it is encrypted and has no annotation {PUBLIC_OPTIONS}"))?;
         let hmac = parse_public(public).map_err(|reason| format!("annotation {PUBLIC_OPTIONS}: {reason}"))?;
         let providers = annotations.iter().filter_map(|(name, value)| Some((name.strip_prefix(PROVIDERS)?, value)));
         let packets: Vec<_> = providers
             .flat_map(|(name, list)| list.split(',').map(move |packet| (name, packet.trim())))
             .filter(|(_, packet)| !packet.is_empty())
+            .take(MAX_PACKETS + 1)
             .map(|(name, packet)| (name.chars().take(80).collect(), packet.to_owned()))
             .collect();
         match packets.len() {
             0 => Err(format!("it is encrypted and no annotation {PROVIDERS}* has its key: only keys of a key provider can be had")),
             1..=MAX_PACKETS => Ok(Self { hmac, packets }),
-            many => Err(format!("{many} key packets; at most {MAX_PACKETS} are allowed")),
+            _ => Err(format!("more than {MAX_PACKETS} key packets")),
         }
     }
 }
 
 fn parse_public(annotation: &str) -> Result<Vec<u8>, String> {
+    if annotation.len() > MAX_PUBLIC {
+        return Err(format!("longer than {MAX_PUBLIC} characters"));
+    }
     let json = STANDARD.decode(annotation.trim()).map_err(|_| "not base64")?;
     let raw: RawPublic = serde_json::from_slice(&json).map_err(|error| error.to_string())?;
     if raw.cipher != CIPHER {
@@ -145,8 +211,22 @@ mod tests {
         STANDARD.encode(value.to_string())
     }
 
-    fn annotations(entries: &[(&str, String)]) -> BTreeMap<String, String> {
-        entries.iter().map(|(name, value)| ((*name).to_owned(), value.clone())).collect()
+    fn annotations(entries: &[(&str, String)]) -> Annotations {
+        let entries: BTreeMap<&str, &String> = entries.iter().map(|(name, value)| (*name, value)).collect();
+        serde_json::from_value(json!(entries)).unwrap()
+    }
+
+    #[test]
+    fn only_annotations_of_encryption_are_kept_and_not_too_many() {
+        let parse = |text: &str| serde_json::from_str::<Annotations>(text).map(|annotations| annotations.0);
+        let text =
+            format!(r#"{{"a":"b","{PROVIDERS}x":"YQ==","org.opencontainers.image.enc.keys.jwe":"c","n":[1],"{PUBLIC_OPTIONS}":"d"}}"#);
+        assert_eq!(parse(&text).unwrap().into_keys().collect::<Vec<_>>(), [format!("{PROVIDERS}x"), PUBLIC_OPTIONS.to_owned()]);
+        let many = |count| format!("{{{}", (0..count).map(|number| format!(r#""{PROVIDERS}{number}":"","#)).collect::<String>());
+        assert_eq!(parse(&format!("{}\"a\":1}}", many(17))).unwrap().len(), 17);
+        // It is refused where the limit is passed: what follows is not even read.
+        let error = parse(&format!("{}no JSON", many(18)));
+        assert!(error.unwrap_err().to_string().contains("more than 17 annotations of encryption"));
     }
 
     #[test]
@@ -168,7 +248,8 @@ mod tests {
         for (entries, named) in [
             (vec![], "no annotation org.opencontainers.image.enc.pubopts"),
             (vec![(PUBLIC_OPTIONS, public.clone())], "only keys of a key provider"),
-            (vec![(PUBLIC_OPTIONS, public.clone()), (one.as_str(), "YQ==,".repeat(17))], "17 key packets"),
+            (vec![(PUBLIC_OPTIONS, public.clone()), (one.as_str(), "YQ==,".repeat(17))], "more than 16 key packets"),
+            (vec![(PUBLIC_OPTIONS, "YQ==".repeat(1025)), (one.as_str(), "YQ==".to_owned())], "longer than 4096 characters"),
             (vec![(PUBLIC_OPTIONS, "!".to_owned())], "not base64"),
             (vec![(PUBLIC_OPTIONS, encoded(&json!({"cipher": "ROT13", "hmac": ""})))], "unknown cipher \"ROT13\""),
             (vec![(PUBLIC_OPTIONS, encoded(&json!({"cipher": CIPHER, "hmac": "YQ=="})))], "hmac has 1 bytes"),

@@ -46,10 +46,15 @@ const PROVIDER: &str = "kbs";
 const SCHEME: &str = "kbs://";
 /// Characters of a key's name.
 const MAX_KID: usize = 1024;
+/// Characters of a packet, which has less than a thousand beside the key's name, and what a cloud's settings take in version 2.
+const MAX_PACKET: usize = 16 << 10;
 
 impl Packet {
     /// Reads one entry of the annotation.
     pub(crate) fn parse(base64: &str) -> Result<Self, String> {
+        if base64.len() > MAX_PACKET {
+            return Err(format!("longer than {MAX_PACKET} characters"));
+        }
         let json = STANDARD.decode(base64).map_err(|_| "not base64")?;
         let raw: RawPacket = serde_json::from_slice(&json).map_err(|error| error.to_string())?;
         let shown = |text: &str| text.chars().take(80).collect::<String>();
@@ -166,6 +171,7 @@ mod tests {
             assert!(error.contains(named), "{error}");
         }
         assert_eq!(Packet::parse("?").unwrap_err(), "not base64");
+        assert_eq!(Packet::parse(&"?".repeat(MAX_PACKET + 1)).unwrap_err(), "longer than 16384 characters");
     }
 
     proptest! {

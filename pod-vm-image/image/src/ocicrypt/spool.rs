@@ -1,6 +1,6 @@
 //! The ciphertext of a layer on the scratch disk, until it is known to be right.
 //!
-//! It lies in a file that has no name from the moment it is made: the kernel removes it with the last descriptor, whatever happens.
+//! It lies in a file that has no name from the moment it is made ([`nameless`]).
 
 use std::fs::File;
 use std::io::{self, BufRead as _, Read as _, Seek as _, Write as _};
@@ -12,10 +12,12 @@ use super::{Authenticator, DecryptError, LayerCipher, PrivateOptions};
 use crate::Digest;
 use crate::LayerError;
 use crate::download::Compressed;
-use crate::unpack::Space;
+use crate::unpack::{Space, nameless};
 
 /// What a layer that arrives encrypted has to be, and what opens it.
 pub(crate) struct Sealed {
+    /// Digest of the ciphertext.
+    pub(crate) ciphertext: Digest,
     /// HMAC of the ciphertext.
     pub(crate) hmac: Vec<u8>,
     pub(crate) options: PrivateOptions,
@@ -42,18 +44,36 @@ pub(crate) enum SpoolError {
     File(io::Error),
 }
 
+/// Inside an [`io::Error`]: proven ciphertext cannot be had in clear, which is no fault of the layer.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum Unreadable {
+    #[error("cannot read the ciphertext")]
+    File(#[source] io::Error),
+    #[error("the cipher failed")]
+    Cipher,
+}
+
+/// The beginning of what [`Sealed::mark`] hashes.
+const MARK: &[u8] = b"peerpods-image/layer/1\0";
 /// Bytes read and decrypted at once.
 const BLOCK_BYTES: usize = 128 << 10;
 
+impl Sealed {
+    /// Stands for the decrypted layer, and nobody without the layer's key can tell it. Whatever is compared when a layer is decrypted has
+    /// part in it, so that what another manifest finds by it is what that manifest would have decrypted itself.
+    pub(crate) fn mark(&self, diff_id: &Digest) -> Vec<u8> {
+        let PrivateOptions { key, nonce, digest } = &self.options;
+        let mut authenticator = Authenticator::new(key);
+        for part in [MARK, nonce, &self.hmac, format!("{}\0{digest}\0{diff_id}", self.ciphertext).as_bytes()] {
+            authenticator.update(part);
+        }
+        authenticator.finish()
+    }
+}
+
 impl Spool {
     /// Takes all of the ciphertext from the network; succeeds only if it has the descriptor's digest and its HMAC.
-    pub(crate) fn fill(
-        mut ciphertext: Compressed,
-        path: &Path,
-        digest: &Digest,
-        sealed: &Sealed,
-        space: &mut Space,
-    ) -> Result<Self, SpoolError> {
+    pub(crate) fn fill(mut ciphertext: Compressed, path: &Path, sealed: &Sealed, space: &mut Space) -> Result<Self, SpoolError> {
         let mut file = nameless(path).map_err(SpoolError::File)?;
         let mut authenticator = Authenticator::new(&sealed.options.key);
         loop {
@@ -68,30 +88,66 @@ impl Spool {
             ciphertext.consume(length);
         }
         let actual = ciphertext.finish().map_err(|_| SpoolError::GivenUp)?;
-        if actual != *digest {
+        if actual != sealed.ciphertext {
             return Err(SpoolError::WrongDigest(actual));
         }
         authenticator.verify(&sealed.hmac).map_err(SpoolError::Decrypt)?;
         file.rewind().map_err(SpoolError::File)?;
-        let options = &sealed.options;
-        let cipher = LayerCipher::new(&options.key, &options.nonce).map_err(|_| SpoolError::Decrypt(DecryptError::Cipher))?;
+        Self::of(file, &sealed.options).map_err(SpoolError::Decrypt)
+    }
+
+    fn of(file: File, options: &PrivateOptions) -> Result<Self, DecryptError> {
+        let cipher = LayerCipher::new(&options.key, &options.nonce).map_err(|_| DecryptError::Cipher)?;
         Ok(Self { file, cipher, buffer: vec![0; BLOCK_BYTES] })
     }
 
     /// The next bytes in clear; none at the end.
     pub(crate) fn next(&mut self) -> io::Result<Option<Bytes>> {
-        match self.file.read(&mut self.buffer)? {
+        match self.file.read(&mut self.buffer).map_err(|error| io::Error::other(Unreadable::File(error)))? {
             0 => Ok(None),
             read => {
-                let plain = self.cipher.apply(&self.buffer[..read]).map_err(|_| io::Error::other(DecryptError::Cipher))?;
+                let plain = self.cipher.apply(&self.buffer[..read]).map_err(|_| io::Error::other(Unreadable::Cipher))?;
                 Ok(Some(plain.into()))
             }
         }
     }
 }
 
-fn nameless(path: &Path) -> io::Result<File> {
-    let file = File::options().read(true).write(true).create_new(true).open(path)?;
-    std::fs::remove_file(path)?;
-    Ok(file)
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::Limits;
+    use crate::manifest::Compression;
+    use crate::ocicrypt::Key256;
+    use crate::unpack::{Failure, Job, unpack};
+
+    #[test]
+    fn disk_that_fails_is_not_taken_for_a_wrong_layer() {
+        for compression in [Compression::Plain, Compression::Gzip, Compression::Zstd] {
+            let folder = tempfile::tempdir().unwrap();
+            let root = folder.path().join("0");
+            std::fs::create_dir(&root).unwrap();
+            let digest = Digest::of(b"x");
+            let options = PrivateOptions { key: Key256::from_slice(&[1; 32]).unwrap(), nonce: [2; 16], digest: digest.clone() };
+            // Nothing is mapped where memory begins: reading there gives what a broken disk gives.
+            let spool = Spool::of(File::open("/proc/self/mem").unwrap(), &options).unwrap();
+            let job = Job {
+                compressed: Compressed::from_spool(spool, &digest),
+                compression,
+                digest: digest.clone(),
+                diff_id: digest,
+                sealed: None,
+                limits: Limits::default(),
+                root,
+                space: Space::new(folder.path().to_owned(), 0),
+            };
+            match unpack(job) {
+                Err(Failure::Store("read back an encrypted layer", source)) => {
+                    assert_eq!(source.raw_os_error(), Some(rustix::io::Errno::IO.raw_os_error()), "{compression:?}");
+                }
+                Err(other) => panic!("{compression:?}: {other:?}"),
+                Ok(_) => panic!("{compression:?}"),
+            }
+        }
+    }
 }

@@ -6,7 +6,7 @@ use super::cosign::{self, Signed};
 use super::identity::Rule;
 use super::key::PublicKey;
 use super::name::Name;
-use super::openpgp::KeyRing;
+use super::openpgp::GpgKeys;
 use super::payload::{ATOMIC, COSIGN, Claim};
 use super::policy::{KeySource, Requirement};
 use super::{ImagePolicy, Lookaside, SignatureError};
@@ -61,7 +61,7 @@ impl<'a> Check<'a> {
                     satisfy(subject, rule, claims, &scope, place)?;
                 }
                 Requirement::Gpg { keys, rule } => {
-                    let keys = self.key(keys, &scope, KeyRing::parse).await?;
+                    let keys = self.key(keys, &scope, GpgKeys::parse).await?;
                     let base = self.lookaside.base(&subject.name).ok_or_else(|| SignatureError::NoLookaside { scope: scope.clone() })?;
                     let messages = found.gpg.get_or_try_init(|| all_gpg(subject, base)).await?;
                     let claims = messages.iter().map(|message| Claim::parse(&keys.open(message)?, ATOMIC));

@@ -10,7 +10,7 @@ use super::name::Name;
 pub(crate) enum Identity {
     /// The reference that was asked for.
     MatchExact {},
-    /// That reference if it has a tag, any of the repository if it has a digest.
+    /// That reference if it has a tag, any reference of the repository if it has just a digest.
     MatchRepoDigestOrExact {},
     /// Any of the repository.
     MatchRepository {},
@@ -29,8 +29,11 @@ pub(crate) enum Identity {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) enum Rule {
     Stated(Identity),
-    /// `matchRepoDigestOrExact`, the default; where the signature names a repository only, any image of that: cosign's signatures are so.
-    Default,
+    /// The default of `sigstoreSigned`: `matchRepoDigestOrExact`, and where the signature names a repository only, any image of that.
+    ///
+    /// The manual has no such exception, so that no signature of cosign satisfies its default. The Confidential Data Hub compares no name at
+    /// all unless a rule is stated, and policies written for it state none; whoever wants the manual's rule states it.
+    CosignDefault,
 }
 
 impl Identity {
@@ -56,9 +59,9 @@ impl Identity {
     fn accepts(&self, signed: &Name, asked: &Name) -> bool {
         match self {
             Self::MatchExact {} => is_exact(signed, asked),
-            Self::MatchRepoDigestOrExact {} => match asked.digest {
-                Some(_) => signed.repository == asked.repository,
-                None => is_exact(signed, asked),
+            Self::MatchRepoDigestOrExact {} => match asked.tag {
+                None => !signed.is_repository() && signed.repository == asked.repository,
+                Some(_) => is_exact(signed, asked),
             },
             Self::MatchRepository {} => signed.repository == asked.repository,
             Self::ExactReference { docker_reference } => Name::parse(docker_reference).is_some_and(|stated| stated == *signed),
@@ -79,8 +82,8 @@ impl Rule {
     pub(crate) fn accepts(&self, signed: &Name, asked: &Name) -> bool {
         match self {
             Self::Stated(identity) => identity.accepts(signed, asked),
-            Self::Default if signed.is_repository() => Identity::MatchRepository {}.accepts(signed, asked),
-            Self::Default => Identity::MatchRepoDigestOrExact {}.accepts(signed, asked),
+            Self::CosignDefault if signed.is_repository() => Identity::MatchRepository {}.accepts(signed, asked),
+            Self::CosignDefault => Identity::MatchRepoDigestOrExact {}.accepts(signed, asked),
         }
     }
 }
@@ -99,7 +102,7 @@ mod tests {
     use super::*;
 
     fn accepts(rule: &str, signed: &str, asked: &str) -> bool {
-        let rule = if rule.is_empty() { Rule::Default } else { Rule::Stated(serde_json::from_str(rule).unwrap()) };
+        let rule = if rule.is_empty() { Rule::CosignDefault } else { Rule::Stated(serde_json::from_str(rule).unwrap()) };
         if let Rule::Stated(identity) = &rule {
             identity.check().unwrap();
         }
@@ -130,6 +133,10 @@ mod tests {
             (or_digest, "r.example/app:2", "r.example/app:1", false),
             (or_digest, "r.example/app:2", &digest, true),
             (or_digest, "r.example/other:2", &digest, false),
+            (or_digest, &other, &digest, true),
+            (or_digest, "r.example/app", &digest, false),
+            (or_digest, "r.example/app:1", &both, true),
+            (or_digest, "r.example/app:2", &both, false),
             (or_digest, "r.example/app", "r.example/app:1", false),
             (repository, "r.example/app:2", "r.example/app:1", true),
             (repository, "r.example/app/x:1", "r.example/app:1", false),
@@ -142,6 +149,7 @@ mod tests {
             (remap, "r.example/y/app:1", "mirror.example/xy/app:1", false),
             (remap, "other.example/app:1", "other.example/app:1", true),
             ("", "r.example/app", "r.example/app:1", true),
+            ("", "r.example/app", &digest, true),
             ("", "r.example/app:1", "r.example/app:1", true),
             ("", "r.example/app:2", "r.example/app:1", false),
             ("", "r.example/other", "r.example/app:1", false),

@@ -20,9 +20,9 @@ use std::io::Read as _;
 use packets::{Packet, armored, packets};
 use verify::{Hashed, Key, Signature};
 
-/// The keys of a policy.
+/// Keys of GPG that signatures of images are verified with.
 #[derive(Clone)]
-pub(crate) struct KeyRing(Vec<Key>);
+pub struct GpgKeys(Vec<Key>);
 
 /// Bytes of a message once it is decompressed.
 const MAX_MESSAGE_BYTES: u64 = 256 << 10;
@@ -34,9 +34,9 @@ const COMPRESSED: u8 = 8;
 const LITERAL: u8 = 11;
 const PUBLIC_SUBKEY: u8 = 14;
 
-impl KeyRing {
+impl GpgKeys {
     /// Reads `gpg --export`, with or without `--armor`. Succeeds if there is at least one key that can verify.
-    pub(crate) fn parse(bytes: &[u8]) -> Result<Self, String> {
+    pub fn parse(bytes: &[u8]) -> Result<Self, String> {
         let bytes = armored(bytes)?;
         let packets = packets(&bytes)?;
         let mut keys = Vec::new();
@@ -50,7 +50,7 @@ impl KeyRing {
     }
 
     /// The data of a signed message, if one of the keys signed it.
-    pub(crate) fn open(&self, message: &[u8]) -> Result<Vec<u8>, String> {
+    pub fn open(&self, message: &[u8]) -> Result<Vec<u8>, String> {
         let (signature, data) = message_of(message)?;
         let signature = Signature::parse(&signature)?;
         signature.is_of_binary_data()?;
@@ -60,9 +60,9 @@ impl KeyRing {
     }
 }
 
-impl fmt::Debug for KeyRing {
+impl fmt::Debug for GpgKeys {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_tuple("KeyRing").field(&self.0.len()).finish()
+        f.debug_tuple("GpgKeys").field(&self.0.len()).finish()
     }
 }
 

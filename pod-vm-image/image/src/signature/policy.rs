@@ -12,7 +12,7 @@ use serde::{Deserialize, Deserializer};
 use super::identity::{Identity, Rule};
 use super::key::PublicKey;
 use super::name::Name;
-use super::openpgp::KeyRing;
+use super::openpgp::GpgKeys;
 
 /// The parsed policy. The default accepts every image, as when no policy is configured.
 ///
@@ -70,7 +70,7 @@ pub(crate) enum Requirement {
     },
     /// A signature of GPG with one of these keys.
     Gpg {
-        keys: KeySource<KeyRing>,
+        keys: KeySource<GpgKeys>,
         rule: Rule,
     },
 }
@@ -214,21 +214,25 @@ impl RawRequirement {
         Ok(match self {
             Self::InsecureAcceptAnything {} => Requirement::AcceptAnything,
             Self::Reject {} => Requirement::Reject,
-            Self::SigstoreSigned { key_path, key_data, signed_identity } => {
-                Requirement::Cosign { key: KeySource::new(key_path, key_data, cosign_key)?, rule: rule(signed_identity)? }
-            }
+            Self::SigstoreSigned { key_path, key_data, signed_identity } => Requirement::Cosign {
+                key: KeySource::new(key_path, key_data, cosign_key)?,
+                rule: rule(signed_identity, Rule::CosignDefault)?,
+            },
             Self::SignedBy { key_type, key_path, key_data, signed_identity } => {
                 if key_type != "GPGKeys" {
                     return Err(format!("keyType {key_type:?} is not supported; only GPGKeys is"));
                 }
-                Requirement::Gpg { keys: KeySource::new(key_path, key_data, gpg_keys)?, rule: rule(signed_identity)? }
+                Requirement::Gpg {
+                    keys: KeySource::new(key_path, key_data, gpg_keys)?,
+                    rule: rule(signed_identity, Rule::Stated(Identity::MatchRepoDigestOrExact {}))?,
+                }
             }
         })
     }
 }
 
-fn rule(identity: Option<Identity>) -> Result<Rule, String> {
-    let Some(identity) = identity else { return Ok(Rule::Default) };
+fn rule(identity: Option<Identity>, default: Rule) -> Result<Rule, String> {
+    let Some(identity) = identity else { return Ok(default) };
     identity.check().map_err(|reason| format!("signedIdentity: {reason}"))?;
     Ok(Rule::Stated(identity))
 }
@@ -253,8 +257,8 @@ fn cosign_key(data: &str) -> Result<PublicKey, String> {
     PublicKey::from_pem(&STANDARD.decode(data.trim()).map_err(|_| "it is neither PEM nor base64")?)
 }
 
-fn gpg_keys(data: &str) -> Result<KeyRing, String> {
-    KeyRing::parse(&STANDARD.decode(data.trim()).map_err(|_| "it is not base64")?)
+fn gpg_keys(data: &str) -> Result<GpgKeys, String> {
+    GpgKeys::parse(&STANDARD.decode(data.trim()).map_err(|_| "it is not base64")?)
 }
 
 #[cfg(test)]

@@ -21,6 +21,13 @@ pub(crate) enum Deferred {
     },
 }
 
+/// A new file that was called so and has no name any more: the kernel removes it with its last descriptor, whatever happens.
+pub(crate) fn nameless(path: &Path) -> io::Result<File> {
+    let file = File::options().read(true).write(true).create_new(true).open(path)?;
+    std::fs::remove_file(path)?;
+    Ok(file)
+}
+
 /// Records in the order they were made.
 pub(crate) struct Pending {
     file: BufWriter<File>,
@@ -29,9 +36,7 @@ pub(crate) struct Pending {
 impl Pending {
     /// In a file of this name, which is gone when this returns.
     pub(crate) fn create(path: &Path) -> io::Result<Self> {
-        let file = File::options().read(true).write(true).create_new(true).open(path)?;
-        std::fs::remove_file(path)?;
-        Ok(Self { file: BufWriter::new(file) })
+        Ok(Self { file: BufWriter::new(nameless(path)?) })
     }
 
     pub(crate) fn push(&mut self, path: &[u8], deferred: &Deferred) -> io::Result<()> {

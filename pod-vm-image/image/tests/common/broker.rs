@@ -49,10 +49,15 @@ pub const KEK: [u8; 32] = [7; 32];
 
 /// The layer as it is pushed, its key wrapped with [`KEK`].
 pub fn encrypted(blob: &Blob) -> Blob {
+    encrypted_with(blob, &KEK, KID)
+}
+
+/// The same with another key.
+pub fn encrypted_with(blob: &Blob, kek: &[u8], kid: &str) -> Blob {
     let mut bytes = Vec::new();
     let layer = encrypt_layer(blob.bytes.as_slice(), &mut bytes).unwrap();
     assert_eq!(layer.digest.as_str(), digest(&bytes));
-    let packet = wrap_key(&layer.options, &WrappingKey::new(&KEK).unwrap(), KID).unwrap();
+    let packet = wrap_key(&layer.options, &WrappingKey::new(kek).unwrap(), kid).unwrap();
     let annotations = json!({PUBLIC_OPTIONS_ANNOTATION: layer.public_options, KEY_PACKETS_ANNOTATION: packet});
     Blob { bytes, media_type: encrypted_media_type(&blob.media_type).unwrap(), annotations, diff_id: blob.diff_id.clone() }
 }

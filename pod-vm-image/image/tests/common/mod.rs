@@ -51,14 +51,29 @@ pub fn names(folder: &Path) -> Vec<String> {
 /// Waits until nothing is under way in the store's `tmp/`.
 pub async fn settled(folder: &Path) {
     let temporary = folder.join("store/tmp");
-    let empty = async {
-        while !names(&temporary).is_empty() {
+    eventually("nothing is left in tmp", || names(&temporary), Vec::is_empty).await;
+}
+
+/// Waits until what is seen is as it should be.
+pub async fn eventually<T: std::fmt::Debug>(what: &str, see: impl Fn() -> T, is_so: impl Fn(&T) -> bool) {
+    let so = async {
+        while !is_so(&see()) {
             tokio::time::sleep(std::time::Duration::from_millis(5)).await;
         }
     };
-    tokio::time::timeout(std::time::Duration::from_secs(20), empty)
-        .await
-        .unwrap_or_else(|_| panic!("left in tmp: {:?}", names(&temporary)));
+    tokio::time::timeout(std::time::Duration::from_secs(20), so).await.unwrap_or_else(|_| panic!("{what}: {:?}", see()));
+}
+
+/// Files of the store's `tmp/` that this process has open and that have no name any more: what they were called, and their length.
+pub fn nameless(folder: &Path) -> Vec<(String, u64)> {
+    let temporary = folder.join("store/tmp");
+    let open = std::fs::read_dir("/proc/self/fd").unwrap().flatten().filter_map(|entry| {
+        let link = std::fs::read_link(entry.path()).ok()?;
+        let name = link.strip_prefix(&temporary).ok()?.to_str()?.strip_suffix(" (deleted)")?.to_owned();
+        // A descriptor that was closed since is not counted.
+        Some((name, std::fs::metadata(entry.path()).ok()?.len()))
+    });
+    open.collect()
 }
 
 /// An error with its causes.

@@ -20,19 +20,27 @@ evidence := input["az-snp-vtpm"]
 
 # What the image is.
 executables := 3 if {
-	measured_0 in query_reference_value("az_snp_vtpm_measurement")
-	measured_1 in query_reference_value("az_snp_vtpm_pcr04")
-	measured_2 in query_reference_value("az_snp_vtpm_pcr11")
+	measured_measurement in query_reference_value("az_snp_vtpm_measurement")
+	measured_pcr04 in query_reference_value("az_snp_vtpm_pcr04")
+	measured_pcr09 in query_reference_value("az_snp_vtpm_pcr09")
+	measured_pcr11 in query_reference_value("az_snp_vtpm_pcr11")
 }
 
-measured_0 := evidence.measurement
+measured_measurement := evidence.measurement
 
-measured_1 := evidence.tpm.pcr04
+measured_pcr04 := evidence.tpm.pcr04
 
-measured_2 := evidence.tpm.pcr11
+measured_pcr09 := evidence.tpm.pcr09
+
+measured_pcr11 := evidence.tpm.pcr11
+
+measured_reported_tcb_snp := evidence.reported_tcb_snp
 
 # The verifier has followed the report's signature to AMD.
-hardware := 2 if evidence.measurement
+hardware := 2 if {
+	evidence.measurement
+	measured_reported_tcb_snp in query_reference_value("az_snp_vtpm_reported_tcb_snp")
+}
 
 # That debuggers stay outside, and that initdata is bound.
 configuration := 2 if {

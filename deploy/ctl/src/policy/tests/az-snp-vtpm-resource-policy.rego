@@ -11,7 +11,6 @@ allow if {
 	input.submods.cpu0["ear.status"] == "affirming"
 	some grant in grants
 	path in grant.resources
-	evidence.init_data in grant.init_data
 	every claim in grant.claims {
 		holds(claim)
 	}
@@ -58,6 +57,19 @@ grants := [
         ]
       },
       {
+        "claim": "pcr09",
+        "paths": [
+          [
+            "az-snp-vtpm",
+            "tpm",
+            "pcr09"
+          ]
+        ],
+        "values": [
+          "0a0a0a0a0a0a0a0a0a0a0a0a0a0a0a0a0a0a0a0a0a0a0a0a0a0a0a0a0a0a0a0a"
+        ]
+      },
+      {
         "claim": "pcr11",
         "paths": [
           [
@@ -70,10 +82,31 @@ grants := [
           "0b0b0b0b0b0b0b0b0b0b0b0b0b0b0b0b0b0b0b0b0b0b0b0b0b0b0b0b0b0b0b0b",
           "0f0f0f0f0f0f0f0f0f0f0f0f0f0f0f0f0f0f0f0f0f0f0f0f0f0f0f0f0f0f0f0f"
         ]
+      },
+      {
+        "claim": "reported_tcb_snp",
+        "paths": [
+          [
+            "az-snp-vtpm",
+            "reported_tcb_snp"
+          ]
+        ],
+        "values": [
+          "8",
+          8
+        ]
+      },
+      {
+        "claim": "initdata",
+        "paths": [
+          [
+            "init_data"
+          ]
+        ],
+        "values": [
+          "81cf61bcf1775feb6314d0f27769c7753a51203624174110d5a4574fc3fd10b9"
+        ]
       }
-    ],
-    "init_data": [
-      "81cf61bcf1775feb6314d0f27769c7753a51203624174110d5a4574fc3fd10b9"
     ],
     "resources": [
       "default/key/1"

@@ -11,7 +11,6 @@ allow if {
 	input.submods.cpu0["ear.status"] == "affirming"
 	some grant in grants
 	path in grant.resources
-	evidence.init_data in grant.init_data
 	every claim in grant.claims {
 		holds(claim)
 	}
@@ -58,10 +57,47 @@ grants := [
         "values": [
           "0c0c0c0c0c0c0c0c0c0c0c0c0c0c0c0c0c0c0c0c0c0c0c0c0c0c0c0c0c0c0c0c0c0c0c0c0c0c0c0c0c0c0c0c0c0c0c0c"
         ]
+      },
+      {
+        "claim": "rtmr_2",
+        "paths": [
+          [
+            "tdx",
+            "quote",
+            "body",
+            "rtmr_2"
+          ]
+        ],
+        "values": [
+          "0c0c0c0c0c0c0c0c0c0c0c0c0c0c0c0c0c0c0c0c0c0c0c0c0c0c0c0c0c0c0c0c0c0c0c0c0c0c0c0c0c0c0c0c0c0c0c0c"
+        ]
+      },
+      {
+        "claim": "tcb_status",
+        "paths": [
+          [
+            "tdx",
+            "tcb_status"
+          ]
+        ],
+        "values": [
+          "UpToDate"
+        ]
+      },
+      {
+        "claim": "initdata",
+        "paths": [
+          [
+            "tdx",
+            "quote",
+            "body",
+            "rtmr_3"
+          ]
+        ],
+        "values": [
+          "40a659c23c66993d93e23934e79f47a8a13ee32d44185a4b4e14f9cb27693c042dbb729118a5203775f8c5fae0c8311e"
+        ]
       }
-    ],
-    "init_data": [
-      "de13bc5f55d5ac001d039625810afd56336b0a9b7ba5eb547d294368d639c53300000000000000000000000000000000"
     ],
     "resources": [
       "default/key/1"

@@ -33,8 +33,8 @@ fn bytes(base64: &str) -> Vec<u8> {
     STANDARD.decode(base64).unwrap()
 }
 
-fn ring(base64: &str) -> KeyRing {
-    KeyRing::parse(&bytes(base64)).unwrap()
+fn ring(base64: &str) -> GpgKeys {
+    GpgKeys::parse(&bytes(base64)).unwrap()
 }
 
 #[test]
@@ -54,12 +54,12 @@ fn messages_of_gpg_open_with_their_keys_only() {
         }
     }
     let both = [bytes(RSA_KEY), bytes(ED25519_KEY)].concat();
-    assert_eq!(KeyRing::parse(&both).unwrap().open(&bytes(ED25519_MESSAGE)).as_deref(), Ok(PAYLOAD));
+    assert_eq!(GpgKeys::parse(&both).unwrap().open(&bytes(ED25519_MESSAGE)).as_deref(), Ok(PAYLOAD));
 }
 
 #[test]
 fn armor_and_all_compressions_but_bzip2_are_read() {
-    let ring = KeyRing::parse(ED25519_ARMORED.as_bytes()).unwrap();
+    let ring = GpgKeys::parse(ED25519_ARMORED.as_bytes()).unwrap();
     for message in [ED25519_MESSAGE, ED25519_ZLIB, ED25519_UNCOMPRESSED] {
         assert_eq!(ring.open(&bytes(message)).as_deref(), Ok(PAYLOAD));
     }
@@ -80,9 +80,9 @@ fn what_does_not_count_is_refused() {
         let error = ring.open(&bytes(message)).unwrap_err();
         assert!(error.contains(named), "{named}: {error}");
     }
-    assert!(KeyRing::parse(&bytes(REVOKED_KEY)).unwrap_err().contains("no key that can verify"));
-    assert!(KeyRing::parse(b"").is_err());
-    assert!(KeyRing::parse(&bytes(ED25519_MESSAGE)).is_err());
+    assert!(GpgKeys::parse(&bytes(REVOKED_KEY)).unwrap_err().contains("no key that can verify"));
+    assert!(GpgKeys::parse(b"").is_err());
+    assert!(GpgKeys::parse(&bytes(ED25519_MESSAGE)).is_err());
 }
 
 /// The primary key alone does not vouch for what its subkey signed, nor does a subkey whose binding was changed.
@@ -103,7 +103,7 @@ fn subkeys_count_only_while_they_are_bound() {
                 bytes.extend_from_slice(&body);
             }
         }
-        KeyRing::parse(&bytes).unwrap().open(&self::bytes(SUBKEY_MESSAGE))
+        GpgKeys::parse(&bytes).unwrap().open(&self::bytes(SUBKEY_MESSAGE))
     };
     assert_eq!(again(&|_, _| true).as_deref(), Ok(PAYLOAD));
     assert!(again(&|index, _| index != binding).is_err());
@@ -137,6 +137,6 @@ proptest! {
     #[test]
     fn any_bytes_are_survived(bytes: Vec<u8>) {
         let _ = ring(ED25519_KEY).open(&bytes);
-        let _ = KeyRing::parse(&bytes);
+        let _ = GpgKeys::parse(&bytes);
     }
 }

@@ -21,6 +21,7 @@ use peerpods_e2e::{
 };
 use serde_json::{Value, json};
 
+use crate::on_rig;
 use crate::say::{phase, show, timed};
 
 /// What only the pod may read.
@@ -51,16 +52,7 @@ pub(crate) async fn story() -> Result<()> {
     for (claim, value) in &measurements {
         println!("    | {claim} {value}");
     }
-    let rig = Arc::new(rig);
-    let result = told(&rig, measurements).await;
-    if result.is_err() {
-        println!("{}", rig.logs());
-    }
-    phase("stop containerd and the daemons, remove what they made", || {
-        drop(Arc::into_inner(rig).context("somebody still uses containerd")?);
-        Ok(())
-    })?;
-    result
+    on_rig(rig, async |rig| told(rig, measurements).await).await
 }
 
 /// What the image's manifest predicts.
@@ -110,7 +102,7 @@ async fn told(rig: &Arc<Rig>, measurements: Vec<(String, String)>) -> Result<()>
         party.set_resource(world, "default/security-policy/images", images.to_string().as_bytes())?;
         party.set_resource(world, "default/cosign/key", &std::fs::read(owner.folder.path().join("cosign.pub"))?)?;
         party.set_resource(world, "default/app/token", SECRET.as_bytes())?;
-        party.release_to(world, &[&initdata])
+        party.release_to(world, &initdata)
     })?;
 
     let story = Story::begin(Arc::clone(rig), Handler::PeerPods, "demo").await?;

@@ -6,10 +6,13 @@ mod confidential;
 mod plain;
 mod say;
 
+use std::sync::Arc;
 use std::time::Duration;
 
-use anyhow::{Result, ensure};
-use peerpods_e2e::{Cloud, Leftovers, eventually};
+use anyhow::{Context as _, Result, ensure};
+use peerpods_e2e::{Cloud, Leftovers, Rig, eventually};
+
+use say::phase;
 
 fn main() -> Result<()> {
     let has = |option: &str| std::env::args().any(|argument| argument == option);
@@ -32,4 +35,18 @@ fn main() -> Result<()> {
     })?;
     println!("nothing left: {left}");
     outcome
+}
+
+/// Tells a story, shows the logs if it breaks off, and removes everything.
+async fn on_rig(rig: Rig, story: impl AsyncFnOnce(&Arc<Rig>) -> Result<()>) -> Result<()> {
+    let rig = Arc::new(rig);
+    let result = story(&rig).await;
+    if result.is_err() {
+        println!("{}", rig.logs());
+    }
+    phase("stop containerd and the daemons, remove what they made", || {
+        drop(Arc::into_inner(rig).context("somebody still uses containerd")?);
+        Ok(())
+    })?;
+    result
 }

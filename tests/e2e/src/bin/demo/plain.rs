@@ -10,6 +10,7 @@ use peerpods_e2e::{
     eventually_async,
 };
 
+use crate::on_rig;
 use crate::say::{phase, show, timed};
 
 /// Tells it; with `keep`, waits for a person before the end.
@@ -19,16 +20,7 @@ pub(crate) async fn story(keep: bool, cloud: Cloud) -> Result<()> {
         Cloud::MockAws => "start a registry, a cloud that speaks EC2, the controller with its AWS provider, the node daemon and containerd",
     };
     let rig = phase(what, || Rig::start(&RigOptions::new(Version::V2, WorldOptions { cloud, ..WorldOptions::new(Level::Qemu) })))?;
-    let rig = Arc::new(rig);
-    let result = pod(&rig, keep).await;
-    if result.is_err() {
-        println!("{}", rig.logs());
-    }
-    phase("stop containerd and the daemons, remove what they made", || {
-        drop(Arc::into_inner(rig).context("somebody still uses containerd")?);
-        Ok(())
-    })?;
-    result
+    on_rig(rig, async |rig| pod(rig, keep).await).await
 }
 
 async fn pod(rig: &Arc<Rig>, keep: bool) -> Result<()> {
