@@ -100,6 +100,8 @@ pub async fn serve(broker: Arc<Broker>, listening: Listening, stop: Cancellation
         };
         match accepted {
             Ok((stream, _)) => {
+                // An answer is written in pieces, and the last must not wait 40 ms for the acknowledgement of the first.
+                let _ = stream.set_nodelay(true);
                 let (router, tls, stop) = (router.clone(), listening.tls.clone(), stop.clone());
                 connections.spawn(async move {
                     let _slot = slot;
