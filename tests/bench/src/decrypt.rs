@@ -28,8 +28,8 @@ pub(crate) async fn run() -> Result<Vec<Figure>> {
     let policy = include_str!("../../../pod-vm-image/agent/src/policy/built_in_default.rego");
     let initdata = party.initdata(&world, policy)?;
     party.release_to(&world, &initdata)?;
-    let plain = pull(&mut world, &initdata, "plain").await?;
-    let Pull { secs, idle, peak, disk } = pull(&mut world, &initdata, "secret").await?;
+    let plain = pull(&mut world, &initdata, "plain", 1).await?;
+    let Pull { secs, idle, peak, disk } = pull(&mut world, &initdata, "secret", 2).await?;
     let skopeo = skopeo_secs(&world)?;
     #[allow(clippy::cast_precision_loss)]
     let size = MIB as f64;

@@ -35,7 +35,7 @@ pub(crate) async fn run() -> Result<Vec<Figure>> {
     let blob = format!("/v2/bulky/blobs/{}", bulky.layers.last().context("no layer")?.digest());
     drop(bulky);
     let initdata = world.initdata();
-    let Pull { secs, idle, peak, .. } = pull(&mut world, &initdata, "bulky").await?;
+    let Pull { secs, idle, peak, .. } = pull(&mut world, &initdata, "bulky", 1).await?;
     let download = download_secs(&world, blob)?;
     #[allow(clippy::cast_precision_loss)]
     let size = MIB as f64;
@@ -59,10 +59,10 @@ pub(crate) async fn run() -> Result<Vec<Figure>> {
     ])
 }
 
-/// Pulls an image in a pod VM of its own, which has nothing in its store.
-pub(crate) async fn pull(world: &mut World, initdata: &str, image: &str) -> Result<Pull> {
+/// Pulls an image in a pod VM of its own, which has nothing in its store; `seed` makes the sandbox's id, so it must be new.
+pub(crate) async fn pull(world: &mut World, initdata: &str, image: &str, seed: u64) -> Result<Pull> {
     let netns = world.add_pod()?.netns().path();
-    let mut shim = world.shim(image, 1);
+    let mut shim = world.shim(image, seed);
     let socket = shim.create_vm(&netns, &[("cc_init_data", initdata)]).await?;
     shim.start_vm(&socket).await?;
     shim.create_sandbox().await?;
