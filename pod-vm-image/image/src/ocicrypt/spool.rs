@@ -7,6 +7,7 @@ use std::io::{self, BufRead as _, Read as _, Seek as _, Write as _};
 use std::path::Path;
 
 use bytes::Bytes;
+use rustix::fs::{FallocateFlags, fallocate};
 
 use super::{Authenticator, DecryptError, LayerCipher, PrivateOptions};
 use crate::Digest;
@@ -23,9 +24,13 @@ pub(crate) struct Sealed {
     pub(crate) options: PrivateOptions,
 }
 
-/// Proven ciphertext, which is decrypted as it is read.
+/// Proven ciphertext, which is decrypted as it is read, once: its disk is given back on the way, for what is unpacked of it.
 pub(crate) struct Spool {
     file: File,
+    /// Bytes that were read.
+    read: u64,
+    /// Of these, bytes whose disk was given back.
+    released: u64,
     cipher: LayerCipher,
     buffer: Vec<u8>,
 }
@@ -57,6 +62,8 @@ pub(crate) enum Unreadable {
 const MARK: &[u8] = b"peerpods-image/layer/1\0";
 /// Bytes read and decrypted at once.
 const BLOCK_BYTES: usize = 128 << 10;
+/// Bytes after which disk is given back.
+const RELEASE_BYTES: u64 = 4 << 20;
 
 impl Sealed {
     /// Stands for the decrypted layer, and nobody without the layer's key can tell it. Whatever is compared when a layer is decrypted has
@@ -98,7 +105,7 @@ impl Spool {
 
     fn of(file: File, options: &PrivateOptions) -> Result<Self, DecryptError> {
         let cipher = LayerCipher::new(&options.key, &options.nonce).map_err(|_| DecryptError::Cipher)?;
-        Ok(Self { file, cipher, buffer: vec![0; BLOCK_BYTES] })
+        Ok(Self { file, read: 0, released: 0, cipher, buffer: vec![0; BLOCK_BYTES] })
     }
 
     /// The next bytes in clear; none at the end.
@@ -107,19 +114,54 @@ impl Spool {
             0 => Ok(None),
             read => {
                 let plain = self.cipher.apply(&self.buffer[..read]).map_err(|_| io::Error::other(Unreadable::Cipher))?;
+                self.read += read as u64;
+                self.release();
                 Ok(Some(plain.into()))
             }
+        }
+    }
+
+    fn release(&mut self) {
+        let length = self.read - self.released;
+        if length >= RELEASE_BYTES {
+            // Where the file system cannot, the disk is free when the layer is unpacked.
+            let _ = fallocate(&self.file, FallocateFlags::PUNCH_HOLE | FallocateFlags::KEEP_SIZE, self.released, length);
+            self.released = self.read;
         }
     }
 }
 
 #[cfg(test)]
 mod tests {
+    use std::os::unix::fs::MetadataExt as _;
+
     use super::*;
     use crate::Limits;
     use crate::manifest::Compression;
     use crate::ocicrypt::Key256;
     use crate::unpack::{Failure, Job, unpack};
+
+    #[test]
+    fn disk_is_given_back_while_it_is_read() {
+        let folder = tempfile::tempdir().unwrap();
+        let mut file = nameless(&folder.path().join("0.spool")).unwrap();
+        let length = 2 * RELEASE_BYTES + 5;
+        std::io::copy(&mut std::io::repeat(7).take(length), &mut file).unwrap();
+        file.rewind().unwrap();
+        let options = PrivateOptions { key: Key256::from_slice(&[1; 32]).unwrap(), nonce: [2; 16], digest: Digest::of(b"x") };
+        let mut spool = Spool::of(file, &options).unwrap();
+        let held = |spool: &Spool| spool.file.metadata().unwrap().blocks() * 512;
+        let before = held(&spool);
+        let mut read = 0;
+        while let Some(plain) = spool.next().unwrap() {
+            read += plain.len() as u64;
+            let released = before - held(&spool);
+            assert!(released <= read, "not before it is read");
+            assert!(released + RELEASE_BYTES + BLOCK_BYTES as u64 >= read, "and soon after");
+        }
+        assert_eq!(read, length);
+        assert!(held(&spool) <= before - 2 * RELEASE_BYTES, "{before} {}", held(&spool));
+    }
 
     #[test]
     fn disk_that_fails_is_not_taken_for_a_wrong_layer() {
