@@ -2,176 +2,29 @@
 
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
+mod bytes;
+#[path = "../common/mod.rs"]
 mod common;
+mod world;
 
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::time::{Duration, SystemTime};
 
 use base64::Engine as _;
 use base64::engine::general_purpose::{STANDARD, URL_SAFE_NO_PAD};
-use peerpods_key_broker::wire::{Attestation, Challenge, ErrorInfo, InitData, Request, RuntimeData, TeeEvidence};
-use peerpods_key_broker::{KeyBroker, KeyBrokerConfig, KeyBrokerError, ResourceUri, TeeKey, TeeKeyAlgorithm};
-use peerpods_relying_party::client::Admin;
-use peerpods_relying_party::{Broker, EvidenceVerifier, Folder, Listening, MAX_BODY_BYTES, Store, Tls, issue_admin_token, serve, state};
-use reqwest::{Method, Response, StatusCode};
+use peerpods_key_broker::wire::{Attestation, Challenge, InitData, Request, TeeEvidence};
+use peerpods_key_broker::{KeyBroker, KeyBrokerConfig, KeyBrokerError, TeeKey, TeeKeyAlgorithm};
+use peerpods_relying_party::{MAX_BODY_BYTES, state};
+use reqwest::{Method, StatusCode};
 use serde_json::{Value, json};
-use tokio::task::JoinHandle;
-use tokio_util::sync::CancellationToken;
 
 use common::Sample;
+use world::{World, attestation, clock, denied, digest, key, refused, uri};
 
 const SECRET: &[u8] = b"a secret of the workload";
 const INITDATA: &str = "version = \"0.1.0\"\nalgorithm = \"sha384\"\n[data]\n\"policy.rego\" = '''\npackage agent_policy\n'''\n";
 const ALLOW_ALL: &str = "package policy\nallow := true\n";
-
-/// A broker with its folder and a clock that tests turn.
-struct World {
-    directory: tempfile::TempDir,
-    now: Arc<AtomicU64>,
-    scheme: &'static str,
-    url: String,
-    stop: CancellationToken,
-    served: JoinHandle<()>,
-}
-
-impl World {
-    async fn new() -> Self {
-        Self::with("http").await
-    }
-
-    async fn with(scheme: &'static str) -> Self {
-        let directory = tempfile::tempdir().unwrap();
-        let names = ["localhost", "127.0.0.1"].map(str::to_owned);
-        drop(state::init(&directory.path().join("state"), &names).unwrap());
-        let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap().as_secs();
-        Self::start(directory, Arc::new(AtomicU64::new(now)), scheme).await
-    }
-
-    async fn start(directory: tempfile::TempDir, now: Arc<AtomicU64>, scheme: &'static str) -> Self {
-        let store = Store::open(&directory.path().join("state")).unwrap();
-        let file = |name: &str| store.read(Folder::Top, name).unwrap().unwrap();
-        let tls = (scheme == "https").then(|| Tls::from_pem(&file(state::TLS_CERTIFICATE), &file(state::TLS_KEY)).unwrap());
-        let broker = Broker::open(store, Arc::new(EvidenceVerifier::default()), clock(&now)).unwrap();
-        let listening = Listening::bind("127.0.0.1:0".parse().unwrap(), tls).await.unwrap();
-        let url = format!("{scheme}://{}", listening.address().unwrap());
-        let stop = CancellationToken::new();
-        let served = tokio::spawn(serve(Arc::new(broker), listening, stop.clone()));
-        Self { directory, now, scheme, url, stop, served }
-    }
-
-    /// As after a crash of the process: only the folder is left.
-    async fn restart(self) -> Self {
-        self.stop.cancel();
-        self.served.await.unwrap();
-        Self::start(self.directory, self.now, self.scheme).await
-    }
-
-    fn state(&self) -> PathBuf {
-        self.directory.path().join("state")
-    }
-
-    fn turn(&self, seconds: u64) {
-        self.now.fetch_add(seconds, Ordering::SeqCst);
-    }
-
-    fn token(&self) -> String {
-        let key = std::fs::read(self.state().join(state::ADMIN_KEY)).unwrap();
-        issue_admin_token(&key, Duration::from_secs(3600), clock(&self.now)()).unwrap()
-    }
-
-    fn admin(&self) -> Admin {
-        let certificate = std::fs::read(self.state().join(state::TLS_CERTIFICATE)).unwrap();
-        Admin::new(&self.url, Some(&certificate), self.token()).unwrap()
-    }
-
-    fn config(&self) -> KeyBrokerConfig {
-        KeyBrokerConfig { clock: clock(&self.now), ..KeyBrokerConfig::new(self.url.clone()) }
-    }
-
-    fn client(&self) -> KeyBroker {
-        KeyBroker::new(self.config(), Arc::new(Sample)).unwrap()
-    }
-
-    fn client_with(&self, initdata: &str) -> KeyBroker {
-        KeyBroker::new(KeyBrokerConfig { initdata: Some(initdata.to_owned()), ..self.config() }, Arc::new(Sample)).unwrap()
-    }
-
-    async fn call(&self, method: Method, path: &str, headers: &[(&str, String)], body: impl Into<Vec<u8>>) -> Response {
-        let http = reqwest::Client::builder().tls_backend_preconfigured(tls_without_roots()).no_proxy().build().unwrap();
-        let mut request = http.request(method, format!("{}{path}", self.url)).body(body.into());
-        for (name, value) in headers {
-            request = request.header(*name, value);
-        }
-        request.send().await.unwrap()
-    }
-
-    /// A raw `/auth`: nonce and `Cookie` header.
-    async fn auth(&self) -> (String, (&'static str, String)) {
-        let response = self.call(Method::POST, "/kbs/v0/auth", &[], serde_json::to_vec(&Request::new("sample")).unwrap()).await;
-        assert_eq!(response.status(), StatusCode::OK);
-        let cookie = response.headers()["set-cookie"].to_str().unwrap().to_owned();
-        let (pair, attributes) = cookie.split_once("; ").unwrap();
-        assert!(
-            pair.len() == "kbs-session-id=".len() + 32 && attributes.starts_with("Expires=") && attributes.ends_with(" GMT"),
-            "{cookie}"
-        );
-        let challenge: Challenge = serde_json::from_slice(&response.bytes().await.unwrap()).unwrap();
-        assert_eq!((STANDARD.decode(&challenge.nonce).unwrap().len(), challenge.extra_params), (32, json!("")));
-        (challenge.nonce, ("cookie", pair.to_owned()))
-    }
-
-    async fn attest(&self, cookie: &(&'static str, String), attestation: &Attestation) -> Response {
-        self.call(Method::POST, "/kbs/v0/attest", std::slice::from_ref(cookie), serde_json::to_vec(attestation).unwrap()).await
-    }
-}
-
-fn clock(now: &Arc<AtomicU64>) -> Arc<dyn Fn() -> SystemTime + Send + Sync> {
-    let now = now.clone();
-    Arc::new(move || SystemTime::UNIX_EPOCH + Duration::from_secs(now.load(Ordering::SeqCst)))
-}
-
-fn tls_without_roots() -> rustls::ClientConfig {
-    rustls::ClientConfig::builder_with_provider(Arc::new(rustls::crypto::aws_lc_rs::default_provider()))
-        .with_safe_default_protocol_versions()
-        .unwrap()
-        .with_root_certificates(rustls::RootCertStore::empty())
-        .with_no_client_auth()
-}
-
-fn attestation(key: &TeeKey, nonce: &str) -> Attestation {
-    let runtime_data = RuntimeData { nonce: nonce.to_owned(), tee_pubkey: key.public().unwrap() };
-    let report_data = STANDARD.encode(runtime_data.report_data("").unwrap());
-    let primary_evidence = json!({ "svn": "1", "report_data": report_data });
-    Attestation { init_data: None, runtime_data, tee_evidence: TeeEvidence { primary_evidence, additional_evidence: String::new() } }
-}
-
-fn key() -> TeeKey {
-    TeeKey::generate(TeeKeyAlgorithm::default()).unwrap()
-}
-
-fn uri() -> ResourceUri {
-    "kbs:///default/key/1".parse().unwrap()
-}
-
-fn digest(initdata: &str) -> String {
-    hex::encode(peerpods_evidence::initdata::digest(Some(initdata)).unwrap())
-}
-
-async fn refused(response: Response, status: u16, name: &str, part: &str) {
-    assert_eq!(response.status().as_u16(), status);
-    let info: ErrorInfo = serde_json::from_slice(&response.bytes().await.unwrap()).unwrap();
-    assert!(info.name() == name && info.detail.contains(part), "{info:?}");
-}
-
-fn denied(result: Result<impl Sized, KeyBrokerError>, name: &str) {
-    match result {
-        Err(KeyBrokerError::Refused { status: 401, refusal, .. }) => assert_eq!(refusal.name, name),
-        Err(error) => panic!("{error}"),
-        Ok(_) => panic!("released"),
-    }
-}
 
 #[tokio::test]
 async fn nothing_is_released_by_default() {
