@@ -35,13 +35,13 @@ fn address() -> IpAddr {
     [10, 93, 0, 5].into()
 }
 
-fn goldens() -> [(&'static str, &'static str, SandboxRecord); 5] {
+fn goldens() -> [(&'static str, &'static str, SandboxRecord); 6] {
     let bound = BoundTo { instance_id: "i-0123".to_owned(), address: address(), pin: Pin([0xab; 32]), host_access: Vec::new() };
     let mut claiming = record("claiming", SandboxState::Claiming);
     claiming.taken_from = Some(SandboxId::new("older").expect("valid"));
     claiming.request.initdata = Some("algorithm = \"sha384\"\nversion = \"0.1.0\"\n\n[data]\n".to_owned());
     claiming.request.instance_type = Some("c6a.large".to_owned());
-    let assigned = SandboxState::Assigned(Assigned {
+    let assigned = Assigned {
         instance_id: "i-0123".to_owned(),
         address: address(),
         tee: "sample".to_owned(),
@@ -50,7 +50,14 @@ fn goldens() -> [(&'static str, &'static str, SandboxRecord); 5] {
         attested_key: None,
         network: serde_json::json!({ "version": 1, "vni": 1_000_000 }),
         host_access: Vec::new(),
-    });
+    };
+    let attested = Assigned {
+        tee: "snp-tpm".to_owned(),
+        root_of_trust: peerpods_evidence::RootOfTrust::CloudTpm,
+        reference_values: peerpods_evidence::ReferenceValues([("tpm.pcr11".to_owned(), vec!["00ff".to_owned()])].into()),
+        attested_key: Some(Pin([0xab; 32])),
+        ..assigned.clone()
+    };
     let failed = SandboxState::Failed(Failure {
         during: "reach the pod VM".to_owned(),
         cause: "connection refused".to_owned(),
@@ -66,7 +73,8 @@ fn goldens() -> [(&'static str, &'static str, SandboxRecord); 5] {
     });
     [
         ("claiming", include_str!("../../../tests/compat/node/v1/claiming.json"), claiming),
-        ("assigned", include_str!("../../../tests/compat/node/v1/assigned.json"), record("assigned", assigned)),
+        ("assigned", include_str!("../../../tests/compat/node/v1/assigned.json"), record("assigned", SandboxState::Assigned(assigned))),
+        ("attested", include_str!("../../../tests/compat/node/v1/attested.json"), record("attested", SandboxState::Attested(attested))),
         ("ready", include_str!("../../../tests/compat/node/v1/ready.json"), record("ready", SandboxState::Ready(bound))),
         ("failed", include_str!("../../../tests/compat/node/v1/failed.json"), record("failed", failed)),
         ("stopping", include_str!("../../../tests/compat/node/v1/stopping.json"), record("stopping", stopping)),
